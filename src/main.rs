@@ -153,16 +153,26 @@ fn refresh(session: &Session, path: &Path) -> Result<(), Error> {
     let deadline = Deadline::after(options.timeout);
     let mut tries = Tries::new(options.retry);
     let mut seen = None;
+    if options.dry_run && session.seed.is_some() && !path.exists() {
+        Request::new(session, &Token::parse(b"", session.seed.as_ref())?)?.show();
+        return Ok(());
+    }
     loop {
         let mut file = TokenFile::lock(path, session.seed.is_some(), &deadline, &mut seen, &log)?;
         let mut token = file.load(session.seed.as_ref(), options.dry_run, &log)?;
-        if let Some(why) = token.is_fresh(seen.as_deref(), options.if_older_than, file.modified()) {
+        if let Some(why) = token.is_fresh(
+            seen.as_deref(),
+            options.if_older_than,
+            file.modified(),
+            SystemTime::now(),
+        ) {
             log.status(why);
             return print_result(options.output, &token);
         }
         let request = Request::new(session, &token)?;
         if options.dry_run {
-            return request.show();
+            request.show();
+            return Ok(());
         }
         let mut save = file.prepare_save(&log)?;
         match session.exchange(&request, &deadline, &mut tries, &log)? {
@@ -205,13 +215,14 @@ fn filter(session: &Session) -> Result<(), Error> {
     let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
         .map_err(|cause| Error::file(format!("cannot read stdin: {}", words(&cause)), ""))?;
     let mut token = Token::parse(&bytes, session.seed.as_ref())?;
-    if let Some(why) = token.is_fresh(None, options.if_older_than, None) {
+    if let Some(why) = token.is_fresh(None, options.if_older_than, None, SystemTime::now()) {
         log.status(why);
         return print_result(Output::Json, &token);
     }
     let request = Request::new(session, &token)?;
     if options.dry_run {
-        return request.show();
+        request.show();
+        return Ok(());
     }
     let reply = loop {
         if let Some(reply) = session.exchange(&request, &deadline, &mut tries, &log)? {
@@ -815,12 +826,13 @@ impl Token {
         seen: Option<&str>,
         limit: Option<Duration>,
         modified: Option<SystemTime>,
+        now: SystemTime,
     ) -> Option<&'static str> {
         let current = self.access_token()?;
         if seen.is_some_and(|seen| seen != current) {
             return Some("renewed by another run meanwhile");
         }
-        let age = SystemTime::now().duration_since(self.issued_at().or(modified)?).ok()?;
+        let age = now.duration_since(self.issued_at().or(modified)?).ok()?;
         (age < limit?).then_some("still fresh, nothing sent")
     }
 
@@ -840,8 +852,7 @@ impl Token {
         // An issued_at that the reply does not replace would tell the age of the token before.
         let stale = !reply.contains_key("issued_at");
         for (name, value) in reply {
-            let keeps_old =
-                name == "refresh_token" && value.as_str().is_none_or(str::is_empty);
+            let keeps_old = name == "refresh_token" && value.as_str().is_none_or(str::is_empty);
             if !keeps_old {
                 self.members.insert(name, value);
             }
@@ -886,9 +897,10 @@ fn check_token(token: &str) -> Result<(), &'static str> {
     if token.is_empty() {
         return Err("an empty string");
     }
-    match token.bytes().all(|b| (0x20..=0x7E).contains(&b)) {
-        true => Ok(()),
-        false => Err("not made of printable ASCII characters"),
+    if token.bytes().all(|b| (0x20..=0x7E).contains(&b)) {
+        Ok(())
+    } else {
+        Err("not made of printable ASCII characters")
     }
 }
 
@@ -942,13 +954,14 @@ fn read_reply(
             return Ok(members.clone());
         }
     }
-    let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
+    let json = json.as_ref();
+    let code = json.and_then(|json| json.get("error")).and_then(Value::as_str);
     let refusal = match (status, code) {
         (300..=399, _) => redirected(status, location),
-        (408 | 420 | 429 | 500..=599, _) => busy(status, code, &json, secrets),
-        (_, Some(code)) => refused(code, &json, secrets),
+        (408 | 420 | 429 | 500..=599, _) => busy(status, code, json, secrets),
+        (_, Some(code)) => refused(code, json, secrets),
         (200..=299, None) if is_cut_short(body) => lost("the reply ends in the middle"),
-        _ => not_a_reply(status, body, json.as_ref()),
+        _ => not_a_reply(status, body, json),
     };
     Err(refusal)
 }
@@ -979,7 +992,7 @@ fn redirected(status: u16, location: Option<&str>) -> Refusal {
 }
 
 /// A status that says 'later'. 429 and 503 say as well that nothing was processed.
-fn busy(status: u16, code: Option<&str>, json: &Option<Value>, secrets: &Secrets) -> Refusal {
+fn busy(status: u16, code: Option<&str>, json: Option<&Value>, secrets: &Secrets) -> Refusal {
     let said = code.map_or_else(String::new, |code| format!(": {}", said(code, json, secrets)));
     let message = format!("the server is busy or failing: HTTP {status}{said}");
     let again = if matches!(status, 429 | 503) { Again::Later } else { Again::Never };
@@ -987,7 +1000,7 @@ fn busy(status: u16, code: Option<&str>, json: &Option<Value>, secrets: &Secrets
 }
 
 /// An error of RFC 6749 §5.2 or of Salesforce.
-fn refused(code: &str, json: &Option<Value>, secrets: &Secrets) -> Refusal {
+fn refused(code: &str, json: Option<&Value>, secrets: &Secrets) -> Refusal {
     let said = said(code, json, secrets);
     let in_progress = description(json)
         .is_some_and(|d| d.to_lowercase().contains("token request is already being processed"));
@@ -1040,8 +1053,7 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Refusal {
     let start = body.trim_ascii_start();
     let wants_certificate = find(body, b"SSL certificate");
     let (what, hint) = if status == 400 && wants_certificate && start.starts_with(b"<") {
-        let hint = "sf-refresh cannot present one: use an endpoint that does not ask for it";
-        ("the server demands a client certificate".to_owned(), hint)
+        (CERTIFICATE_DEMANDED.to_owned(), CERTIFICATE_HINT)
     } else {
         let hint = match status {
             404 => "check --endpoint: there is no token endpoint at that path",
@@ -1081,15 +1093,15 @@ fn lost(what: &str) -> Refusal {
     Refusal { error: Error::temporary(message, hint), again: Again::Never }
 }
 
-fn description(json: &Option<Value>) -> Option<&str> {
-    json.as_ref()?.get("error_description")?.as_str()
+fn description(json: Option<&Value>) -> Option<&str> {
+    json?.get("error_description")?.as_str()
 }
 
 /// The server's error and its description, fit to be shown.
-fn said(code: &str, json: &Option<Value>, secrets: &Secrets) -> String {
+fn said(code: &str, json: Option<&Value>, secrets: &Secrets) -> String {
     let mut secrets = secrets.clone();
     for name in ["access_token", "refresh_token", "id_token"] {
-        let value = json.as_ref().and_then(|json| json.get(name)).and_then(Value::as_str);
+        let value = json.and_then(|json| json.get(name)).and_then(Value::as_str);
         secrets.add(value.unwrap_or_default());
     }
     match description(json) {
@@ -1398,7 +1410,7 @@ impl Request {
     }
 
     /// What would be sent, with its secrets masked, on stderr.
-    fn show(&self) -> Result<(), Error> {
+    fn show(&self) {
         let authorization =
             self.authorization.as_ref().map_or("", |_| "Authorization: Basic ***\n");
         let _ = write!(
@@ -1408,15 +1420,14 @@ impl Request {
             self.endpoint.shown(),
             self.masked_body
         );
-        Ok(())
     }
 }
 
 /// A form of names, values and whether they are secret, each value encoded or masked.
 fn form(fields: &[(&str, &str, bool)], masked: bool) -> String {
-    let field = |(name, value, secret): &(&str, &str, bool)| match masked && *secret {
-        true => format!("{}=***", form_encoded(name)),
-        false => format!("{}={}", form_encoded(name), form_encoded(value)),
+    let field = |(name, value, secret): &(&str, &str, bool)| {
+        let value = if masked && *secret { "***".to_owned() } else { form_encoded(value) };
+        format!("{}={value}", form_encoded(name))
     };
     fields.iter().map(field).collect::<Vec<_>>().join("&")
 }
@@ -1473,7 +1484,7 @@ struct Answer {
     retry_after: Option<Duration>,
     location: Option<String>,
     body: Vec<u8>,
-    cut: Option<io::Error>,
+    cut: Option<ureq::Error>,
 }
 
 impl Answer {
@@ -1482,7 +1493,7 @@ impl Answer {
         let (head, body) = response.into_parts();
         let mut reader = body.into_with_config().limit(MAX_DOCUMENT).reader();
         let mut body = Vec::with_capacity(RESERVE);
-        let cut = reader.read_to_end(&mut body).err();
+        let cut = reader.read_to_end(&mut body).err().map(ureq::Error::from);
         Self {
             status: head.status.as_u16(),
             retry_after: retry_after(&head.headers),
@@ -1494,21 +1505,15 @@ impl Answer {
 
     /// What it means. A grant that is whole counts although the connection broke off after it.
     fn read(&self, secrets: &Secrets) -> Result<Map<String, Value>, Refusal> {
-        let location = self.location.as_deref();
-        read_reply(self.status, &self.body, location, secrets).map_err(|refusal| {
-            match (&self.cut, self.body.len() as u64) {
-                (None, _) => refusal,
-                (Some(_), MAX_DOCUMENT..) => Refusal {
-                    error: Error::setup("the reply is longer than 1 MiB".to_owned(), ENDPOINT_HINT),
-                    again: Again::Never,
-                },
-                (Some(cause), _) => lost(&format!("the reply broke off: {}", words(cause))),
-            }
-        })
+        read_reply(self.status, &self.body, self.location.as_deref(), secrets)
+            .map_err(|refusal| self.cut.as_ref().map_or(refusal, lost_after_sending))
     }
 }
 
 const ENDPOINT_HINT: &str = "check --endpoint";
+const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
+const CERTIFICATE_HINT: &str =
+    "sf-refresh cannot present one: use an endpoint that does not ask for it";
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
@@ -1571,10 +1576,7 @@ impl Resolver for NameResolver {
         for socket in found.into_iter().filter(|s| anywhere || s.ip().is_loopback()).take(16) {
             addresses.push(socket);
         }
-        match addresses.is_empty() {
-            true => Err(ureq::Error::HostNotFound),
-            false => Ok(addresses),
-        }
+        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
     }
 }
 
@@ -1657,14 +1659,13 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     if let Some(reason) = text.strip_prefix("invalid peer certificate: ") {
         return Some(certificate_refused(reason));
     }
+    if demands_certificate(cause) {
+        return Some((CERTIFICATE_DEMANDED.to_owned(), CERTIFICATE_HINT.to_owned()));
+    }
     if let Some(alert) = text.strip_prefix("received fatal alert: ") {
-        let hint = match alert {
-            "CertificateRequired" | "BadCertificate" => {
-                "the server demands a client certificate, which sf-refresh cannot present"
-            }
-            _ => "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them",
-        };
-        return Some((format!("the server refused the TLS handshake ({alert})"), hint.to_owned()));
+        let hint = "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them";
+        let what = format!("the server refused the TLS handshake ({alert})");
+        return Some((what, hint.to_owned()));
     }
     let not_tls = text.contains("InvalidContentType") || text.contains("InvalidMessage");
     match cause.kind() {
@@ -1675,6 +1676,13 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
         ErrorKind::InvalidData => Some((format!("TLS failed: {text}"), ENDPOINT_HINT.to_owned())),
         _ => None,
     }
+}
+
+/// Whether the server's TLS alert asks for a client certificate.
+fn demands_certificate(cause: &io::Error) -> bool {
+    let text = cause.to_string();
+    let alert = text.strip_prefix("received fatal alert: ").unwrap_or_default();
+    matches!(alert, "CertificateRequired" | "BadCertificate")
 }
 
 /// Why a certificate was refused, from rustls' text for it.
@@ -1721,19 +1729,19 @@ fn date(seconds: u64) -> String {
 /// A failure after the refresh token was sent.
 fn lost_after_sending(error: &ureq::Error) -> Refusal {
     use ureq::Error as E;
+    let wrong = |what: &str, hint: &str| Refusal {
+        error: Error::setup(what.to_owned(), hint),
+        again: Again::Never,
+    };
     match error {
         E::Timeout(_) => lost("no answer in time"),
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
-        E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) if hint.contains("client certificate") => {
-                Refusal { error: Error::setup(what, &hint), again: Again::Never }
-            }
-            _ => lost(&format!("the connection broke off: {}", words(cause))),
-        },
-        E::Protocol(_) | E::LargeResponseHeader(..) | E::Http(_) => Refusal {
-            error: Error::setup("the answer is not HTTP".to_owned(), ENDPOINT_HINT),
-            again: Again::Never,
-        },
+        E::Io(cause) if demands_certificate(cause) => wrong(CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
+        E::Io(cause) => lost(&format!("the connection broke off: {}", words(cause))),
+        E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
+        E::Protocol(_) | E::Http(_) | E::LargeResponseHeader(..) => {
+            wrong("the answer is not HTTP", ENDPOINT_HINT)
+        }
         _ => lost("the answer could not be read"),
     }
 }
@@ -1889,7 +1897,7 @@ impl TokenFile {
     fn note_access_token(&self, seen: &mut Option<String>) {
         if seen.is_none() {
             let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, None).ok());
-            *seen = token.and_then(|token| token.access_token().map(str::to_owned));
+            *seen = token.map(|token| token.access_token().unwrap_or_default().to_owned());
         }
     }
 
@@ -1990,23 +1998,25 @@ impl TokenFile {
     /// Proves that a save will work, and reserves what it needs, before the refresh token is spent.
     fn prepare_save(&self, log: &Log) -> Result<Save<'_>, Error> {
         let mut save = Save { file: self, journal: None, reserved: false, granted: false };
-        match self.make_journal() {
-            Ok(journal) => save.journal = Some(journal),
-            Err(e) if refuses_journal(&e) => log.step("no journal can be made: saving in place"),
-            Err(e) => {
-                let hint = "make room or put the file elsewhere; nothing was sent";
-                return Err(Error::file(format!("cannot make the journal: {}", words(&e)), hint));
+        let hint = "make room, or put the file elsewhere; nothing was sent";
+        // A run by another of its names would not find the journal of this one.
+        if self.metadata.nlink() == 1 {
+            match self.make_journal() {
+                Ok(journal) => save.journal = Some(journal),
+                Err(e) if refuses_journal(&e) => {}
+                Err(e) => {
+                    let message = format!("cannot make the journal: {}", words(&e));
+                    return Err(Error::file(message, hint));
+                }
             }
         }
-        if save.journal.is_none() || self.metadata.nlink() > 1 {
+        if save.journal.is_none() {
             save.reserved = true;
             let room = self.metadata.len() + RESERVE as u64;
-            pad(&self.handle, self.metadata.len(), room).map_err(|e| {
-                let hint = "make room or put the file elsewhere; nothing was sent";
-                Error::file(format!("cannot reserve room: {}", words(&e)), hint)
-            })?;
+            pad(&self.handle, self.metadata.len(), room)
+                .map_err(|e| Error::file(format!("cannot reserve room: {}", words(&e)), hint))?;
         }
-        log.step("room for the save reserved");
+        log.step(if save.reserved { "ready to save in place" } else { "journal made" });
         Ok(save)
     }
 
@@ -2058,7 +2068,7 @@ impl Save<'_> {
         let journal = self.journal.as_ref().map(|journal| rewrite(journal, document));
         let whole = matches!(journal, Some(Ok(())));
         let path = journal_path(&self.file.path);
-        if whole && self.file.metadata.nlink() == 1 && fs::rename(&path, &self.file.path).is_ok() {
+        if whole && fs::rename(&path, &self.file.path).is_ok() {
             return match sync_parent(&self.file.path) {
                 Ok(()) => Ok("saved"),
                 Err(_) => Ok("saved, but the folder could not be synced to the disk"),
@@ -2158,10 +2168,8 @@ fn overwrite(file: &File, document: &[u8]) -> io::Result<()> {
 
 /// Makes a rename last. A folder that cannot be opened or synced by its nature is no failure.
 fn sync_parent(path: &Path) -> io::Result<()> {
-    let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else {
-        return Ok(());
-    };
-    match File::open(parent).and_then(|folder| folder.sync_all()) {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match File::open(parent.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()) {
         Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {
             Ok(())
         }
