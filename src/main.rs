@@ -160,12 +160,9 @@ fn refresh(session: &Session, path: &Path) -> Result<(), Error> {
     loop {
         let mut file = TokenFile::lock(path, session.seed.is_some(), &deadline, &mut seen, &log)?;
         let mut token = file.load(session.seed.as_ref(), options.dry_run, &log)?;
-        if let Some(why) = token.is_fresh(
-            seen.as_deref(),
-            options.if_older_than,
-            file.modified(),
-            SystemTime::now(),
-        ) {
+        let now = SystemTime::now();
+        let limit = options.if_older_than;
+        if let Some(why) = token.is_fresh(seen.as_deref(), limit, file.modified(), now) {
             log.status(why);
             return print_result(options.output, &token);
         }
@@ -215,7 +212,8 @@ fn filter(session: &Session) -> Result<(), Error> {
     let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
         .map_err(|cause| Error::file(format!("cannot read stdin: {}", words(&cause)), ""))?;
     let mut token = Token::parse(&bytes, session.seed.as_ref())?;
-    if let Some(why) = token.is_fresh(None, options.if_older_than, None, SystemTime::now()) {
+    let now = SystemTime::now();
+    if let Some(why) = token.is_fresh(None, options.if_older_than, None, now) {
         log.status(why);
         return print_result(Output::Json, &token);
     }
@@ -246,6 +244,7 @@ enum Command {
 }
 
 /// The options as given; files that they name are not read yet.
+#[derive(Default)]
 struct Options {
     client_id: Option<String>,
     client_secret: Option<Given>,
@@ -274,8 +273,9 @@ enum Given {
 }
 
 /// What stdout gets.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Default, PartialEq)]
 enum Output {
+    #[default]
     Token,
     Header,
     Env,
@@ -300,7 +300,7 @@ fn parse(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command, Error> {
     use lexopt::prelude::{Long, Short, Value};
-    let mut options = from_environment(environment)?;
+    let mut options = Options { timeout: Duration::from_secs(30), retry: 2, ..Options::default() };
     let mut output = None;
     while let Some(argument) = arguments.next().map_err(|e| bad_argument(&e))? {
         match argument {
@@ -346,47 +346,45 @@ fn parse(
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    options.output = output.unwrap_or(Output::Token);
     check_files(&options.files, output)?;
+    options.output = output.unwrap_or_default();
+    options.fill_in(environment)?;
     Ok(Command::Refresh(Box::new(options)))
 }
 
-/// The options as the environment alone gives them. An empty variable counts as not set.
-fn from_environment(environment: impl Fn(&str) -> Option<OsString>) -> Result<Options, Error> {
-    let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-    let text = |name: &str| match set(name).map(OsString::into_string) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value)),
-        Some(Err(_)) => Err(Error::usage(format!("{name} is not UTF-8"), "")),
-    };
-    let first = |names: [&'static str; 4]| {
-        names.into_iter().find(|name| set(name).is_some()).map(|name| Ok((name, text(name)?)))
-    };
-    let proxy = first(["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]).transpose()?;
-    Ok(Options {
-        client_id: text("SF_CLIENT_ID")?,
-        client_secret: text("SF_CLIENT_SECRET")?.map(|value| Given::Value(Secret(value))),
-        basic: false,
-        data: Vec::new(),
-        endpoint: text("SF_TOKEN_ENDPOINT")?
-            .map(|url| Endpoint::parse(&url, "SF_TOKEN_ENDPOINT"))
-            .transpose()?,
-        sfdx_url: text("SFDX_AUTH_URL")?.map(|value| Given::Value(Secret(value))),
-        roots: set("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file.into())),
-        proxy: proxy
-            .and_then(|(name, url)| Some((name, url?)))
-            .map(|(name, url)| ProxyServer::parse(&url, name))
-            .transpose()?,
-        no_proxy: text("no_proxy")?.or(text("NO_PROXY")?).unwrap_or_default(),
-        timeout: Duration::from_secs(30),
-        retry: 2,
-        if_older_than: None,
-        output: Output::Token,
-        dry_run: false,
-        quiet: false,
-        verbose: false,
-        files: Vec::new(),
-    })
+impl Options {
+    /// Takes from the environment what the command line left open. An empty variable counts as not
+    /// set, and a newline at the end of one is dropped.
+    fn fill_in(&mut self, environment: impl Fn(&str) -> Option<OsString>) -> Result<(), Error> {
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let text = |name: &str| match set(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned())),
+            Some(Err(_)) => Err(Error::usage(format!("{name} is not UTF-8"), "")),
+        };
+        let secret = |name: &str| text(name).map(|value| value.map(|v| Given::Value(Secret(v))));
+        if self.client_id.is_none() {
+            self.client_id = text("SF_CLIENT_ID")?;
+        }
+        if self.client_secret.is_none() {
+            self.client_secret = secret("SF_CLIENT_SECRET")?;
+        }
+        if let (None, Some(url)) = (&self.endpoint, text("SF_TOKEN_ENDPOINT")?) {
+            self.endpoint = Some(Endpoint::parse(&url, "SF_TOKEN_ENDPOINT")?);
+        }
+        if self.sfdx_url.is_none() {
+            self.sfdx_url = secret("SFDX_AUTH_URL")?;
+        }
+        if let (None, Some(file)) = (&self.roots, set("SSL_CERT_FILE")) {
+            self.roots = Some(("SSL_CERT_FILE", file.into()));
+        }
+        let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+        if let Some(name) = proxies.into_iter().find(|name| set(name).is_some()) {
+            self.proxy = Some(ProxyServer::parse(&text(name)?.unwrap_or_default(), name)?);
+        }
+        self.no_proxy = text("no_proxy")?.or(text("NO_PROXY")?).unwrap_or_default();
+        Ok(())
+    }
 }
 
 /// The argument of the option just read.
@@ -2217,17 +2215,27 @@ impl<'a> Log<'a> {
     }
 }
 
-/// One line on stderr; there is nobody to tell where that fails.
+/// What happened, on stderr.
 fn say(path: Option<&Path>, text: &str) {
     let file = path.map_or_else(String::new, |path| format!("{}: ", path.display()));
-    let line: String =
-        format!("sf-refresh: {file}{text}").chars().filter(|c| is_printable(*c)).collect();
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    say_line(&format!("sf-refresh: {file}{text}"));
+}
+
+/// One line on stderr, whatever its text holds; there is nobody to tell where that fails.
+fn say_line(text: &str) {
+    let mut line: String = text.chars().filter(|c| is_printable(*c)).collect();
+    line.push('\n');
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Prints what `--help` and `--version` ask for.
 fn print_text(text: &str) -> Result<(), Error> {
-    print(text.as_bytes()).map_err(|e| Error::undelivered(cannot_print(&e), ""))
+    match print(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::undelivered(cannot_print(&e), ""))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints the result of a file that is saved: a reader that has gone away needs it no more.
@@ -2350,7 +2358,7 @@ impl Error {
         let (code, message, hint) = self.parts();
         say(path, message);
         if !hint.is_empty() {
-            let _ = io::stderr().write_all(format!("hint: {hint}\n").as_bytes());
+            say_line(&format!("hint: {hint}"));
         }
         ExitCode::from(code)
     }
