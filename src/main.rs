@@ -37,6 +37,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Proxy, SendBody};
 
+/// What `--help` prints; README and man page are held to it by tests.
 const HELP: &str = "\
 Usage: sf-refresh [OPTIONS] FILE...
        sf-refresh [OPTIONS] -
@@ -87,6 +88,7 @@ Exit status:
 const PRODUCTION_ENDPOINT: &str = "https://login.salesforce.com/services/oauth2/token";
 /// The endpoint of a token whose `id` is on the host [`SANDBOX_HOST`].
 const SANDBOX_ENDPOINT: &str = "https://test.salesforce.com/services/oauth2/token";
+/// The login host of sandboxes.
 const SANDBOX_HOST: &str = "test.salesforce.com";
 /// The client id that the short form of an sfdx auth URL stands for.
 const PLATFORM_CLI: &str = "PlatformCLI";
@@ -106,6 +108,7 @@ const BACKOFF: Duration = Duration::from_secs(1);
 /// The longest text of a server that is shown, in characters.
 const MAX_SHOWN: usize = 300;
 
+/// Ends the process: with the status of the run, or with 70 after a bug.
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         // The payload may quote data: only the place is told.
@@ -153,13 +156,13 @@ fn refresh(session: &Session, path: &Path) -> Result<(), Error> {
     let deadline = Deadline::after(options.timeout);
     let mut tries = Tries::new(options.retry);
     let mut seen = None;
-    if options.dry_run && session.seed.is_some() && !path.exists() {
-        Request::new(session, &Token::parse(b"", session.seed.as_ref())?)?.show();
+    if options.dry_run && session.seed().is_some() && !path.exists() {
+        Request::new(session, &Token::parse(b"", session.seed())?)?.show();
         return Ok(());
     }
     loop {
-        let mut file = TokenFile::lock(path, session.seed.is_some(), &deadline, &mut seen, &log)?;
-        let mut token = file.load(session.seed.as_ref(), options.dry_run, &log)?;
+        let mut file = TokenFile::lock(path, session.seed().is_some(), &deadline, &mut seen, &log)?;
+        let mut token = file.load(session.seed(), options.dry_run, &log)?;
         let now = SystemTime::now();
         let limit = options.if_older_than;
         if let Some(why) = token.is_fresh(seen.as_deref(), limit, file.modified(), now) {
@@ -211,7 +214,7 @@ fn filter(session: &Session) -> Result<(), Error> {
     let mut tries = Tries::new(options.retry);
     let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
         .map_err(|cause| Error::file(format!("cannot read stdin: {}", words(&cause)), ""))?;
-    let mut token = Token::parse(&bytes, session.seed.as_ref())?;
+    let mut token = Token::parse(&bytes, session.seed())?;
     let now = SystemTime::now();
     if let Some(why) = token.is_fresh(None, options.if_older_than, None, now) {
         log.status(why);
@@ -567,10 +570,12 @@ impl Endpoint {
         }
     }
 
+    /// The host, an IPv6 address in its brackets.
     fn host(&self) -> &str {
         self.uri.host().unwrap_or_default()
     }
 
+    /// Whether the connection is made with TLS.
     fn is_https(&self) -> bool {
         self.uri.scheme_str() == Some("https")
     }
@@ -736,6 +741,7 @@ impl SfdxUrl {
         })
     }
 
+    /// What is said of an URL without showing it: it holds the refresh token.
     fn bad(origin: &str) -> Error {
         let hint = "force://ID:SECRET:REFRESH@HOST, as sf org display --verbose prints it";
         Error::usage(format!("{origin}: not an sfdx auth URL"), hint)
@@ -803,6 +809,7 @@ impl Token {
         }
     }
 
+    /// A member that is a string.
     fn string(&self, name: &str) -> Option<&str> {
         self.members.get(name).and_then(Value::as_str)
     }
@@ -979,6 +986,7 @@ fn is_cut_short(body: &[u8]) -> bool {
         && serde_json::from_slice::<Value>(body).is_err_and(|e| e.is_eof())
 }
 
+/// A redirect, which would take the refresh token to another place: only its host is told.
 fn redirected(status: u16, location: Option<&str>) -> Refusal {
     let host = location
         .and_then(|url| url.parse::<Uri>().ok())
@@ -1080,6 +1088,7 @@ fn what_came(body: &[u8], json: Option<&Value>) -> String {
     }
 }
 
+/// Whether the body holds these bytes.
 fn find(body: &[u8], needle: &[u8]) -> bool {
     body.windows(needle.len()).any(|window| window == needle)
 }
@@ -1091,6 +1100,7 @@ fn lost(what: &str) -> Refusal {
     Refusal { error: Error::temporary(message, hint), again: Again::Never }
 }
 
+/// The `error_description` (RFC 6749 §5.2).
 fn description(json: Option<&Value>) -> Option<&str> {
     json?.get("error_description")?.as_str()
 }
@@ -1153,7 +1163,6 @@ struct Session {
     client_secret: Option<Secret>,
     data: Vec<(String, Secret)>,
     sfdx: Option<SfdxUrl>,
-    seed: Option<Secret>,
     proxy: Option<Proxy>,
     agent: Agent,
 }
@@ -1188,8 +1197,12 @@ impl Session {
         }
         let proxy = options.proxy.as_ref().and_then(|proxy| Proxy::new(proxy.url.expose()).ok());
         let agent = new_agent(options.roots.as_ref())?;
-        let seed = sfdx.as_ref().map(|sfdx| sfdx.refresh_token.clone());
-        Ok(Self { options, client_id, client_secret, data, sfdx, seed, proxy, agent })
+        Ok(Self { options, client_id, client_secret, data, sfdx, proxy, agent })
+    }
+
+    /// The refresh token to start from, where there is no token file yet.
+    fn seed(&self) -> Option<&Secret> {
+        self.sfdx.as_ref().map(|sfdx| &sfdx.refresh_token)
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
@@ -1368,6 +1381,7 @@ struct Request {
 }
 
 impl Request {
+    /// The request for one token. Errors: none but for a default endpoint that is no URL.
     fn new(session: &Session, token: &Token) -> Result<Self, Error> {
         let mut secrets = Secrets::default();
         for name in ["access_token", "refresh_token", "id_token"] {
@@ -1508,11 +1522,15 @@ impl Answer {
     }
 }
 
+/// The hint where the endpoint is the likely cause.
 const ENDPOINT_HINT: &str = "check --endpoint";
+/// Said where the server wants a client certificate, as an alert or on a page.
 const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
+/// The hint for it.
 const CERTIFICATE_HINT: &str =
     "sf-refresh cannot present one: use an endpoint that does not ask for it";
 
+/// A header of the reply, where it is ASCII.
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -1748,10 +1766,12 @@ fn lost_after_sending(error: &ureq::Error) -> Refusal {
 struct Deadline(Instant);
 
 impl Deadline {
+    /// A run that starts now.
     fn after(timeout: Duration) -> Self {
         Self(Instant::now() + timeout)
     }
 
+    /// The time that is left, zero when it is over.
     fn left(&self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
@@ -1765,6 +1785,7 @@ struct Tries {
 }
 
 impl Tries {
+    /// So many tries after the first one.
     fn new(left: u32) -> Self {
         Self { left, wait: BACKOFF, last: None }
     }
@@ -1782,6 +1803,7 @@ impl Tries {
         Ok(())
     }
 
+    /// The failure that ends the run: the last one.
     fn give_up(&mut self) -> Error {
         let unknown = || Error::temporary("no answer".to_owned(), "run it again later");
         self.last.take().unwrap_or_else(unknown)
@@ -1830,6 +1852,7 @@ impl TokenFile {
         }
     }
 
+    /// Opens the file that a path leads to, or makes an empty one. Errors: file.
     fn open(path: &Path, may_make: bool) -> Result<Self, Error> {
         // A look first: to open some devices is to use them.
         let (path, made) = match fs::canonicalize(path) {
@@ -1904,6 +1927,7 @@ impl TokenFile {
         self.metadata.modified().ok()
     }
 
+    /// All that the file holds, at most [`MAX_DOCUMENT`].
     fn read(&self) -> io::Result<Vec<u8>> {
         // By position, so that every look starts at the beginning.
         let mut bytes = Vec::with_capacity(2 * RESERVE);
@@ -2126,6 +2150,7 @@ fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
+/// Refuses what is no regular file, or too large to be a token.
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
@@ -2182,6 +2207,7 @@ fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
 }
 
+/// The error for what is over a limit.
 fn too_large() -> io::Error {
     io::Error::new(ErrorKind::FileTooLarge, "too large")
 }
@@ -2196,6 +2222,7 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
+    /// What the options want told of this file.
     fn new(options: &Options, path: &'a Path) -> Self {
         Self { path, quiet: options.quiet, verbose: options.verbose }
     }
@@ -2294,6 +2321,7 @@ fn print(bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
+/// The words for a failure of stdout.
 fn cannot_print(cause: &io::Error) -> String {
     format!("cannot write to stdout: {}", words(cause))
 }
@@ -2317,26 +2345,32 @@ enum Error {
 }
 
 impl Error {
+    /// See [`Error::File`]; an empty hint is none, here and below.
     fn file(message: String, hint: &str) -> Self {
         Self::File(message, hint.to_owned())
     }
 
+    /// See [`Error::Usage`].
     fn usage(message: String, hint: &str) -> Self {
         Self::Usage(message, hint.to_owned())
     }
 
+    /// See [`Error::Refused`].
     fn refused(message: String, hint: &str) -> Self {
         Self::Refused(message, hint.to_owned())
     }
 
+    /// See [`Error::Temporary`].
     fn temporary(message: String, hint: &str) -> Self {
         Self::Temporary(message, hint.to_owned())
     }
 
+    /// See [`Error::Setup`].
     fn setup(message: String, hint: &str) -> Self {
         Self::Setup(message, hint.to_owned())
     }
 
+    /// See [`Error::Undelivered`].
     fn undelivered(message: String, hint: &str) -> Self {
         Self::Undelivered(message, hint.to_owned())
     }
@@ -2372,6 +2406,7 @@ fn words(cause: &io::Error) -> String {
     letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
+/// A failure of a step on the token file, before anything was sent.
 fn cannot(what: &str, cause: &io::Error) -> Error {
     Error::file(format!("cannot {what} it: {}", words(cause)), "")
 }
@@ -2390,6 +2425,7 @@ fn cannot_open(cause: &io::Error) -> Error {
     Error::file(format!("cannot open: {}", words(cause)), hint)
 }
 
+/// The failure of a run that waited for the lock until its time was over.
 fn lock_held() -> Error {
     let hint = "run it again later, or with a longer --timeout";
     Error::temporary("another run holds the lock; nothing was sent".to_owned(), hint)
