@@ -3,12 +3,35 @@
 PREFIX = /usr/local
 DESTDIR =
 CARGO = cargo
+TARGET = x86_64-unknown-linux-musl
+TARGETS = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 
-.PHONY: all demo test check install uninstall clean
+# What the scripts of these targets are told.
+export CARGO
+# Where everything is built.
+BUILD = $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: all static dist vendor man demo test e2e torture bench ship check install uninstall clean
 
 # The release binary for this machine: target/release/sf-refresh
 all:
 	$(CARGO) build --release --locked
+
+# A static binary for any musl target: make static TARGET=aarch64-unknown-linux-musl
+static:
+	sh tests/ship/static.sh $(TARGET)
+
+# target/dist: an archive with the static binary for each of TARGETS, and SHA256SUMS
+dist:
+	sh tests/ship/dist.sh $(TARGETS)
+
+# An archive of the source and every crate, to build from without a network
+vendor:
+	sh tests/ship/vendor.sh
+
+# The man page, target/sf-refresh.1, from --help; needs help2man
+man: all
+	sh tests/ship/man.sh $(BUILD)/release/sf-refresh
 
 # Renew a sample token file against a stand-in endpoint, and show it before and after
 demo:
@@ -19,6 +42,22 @@ demo:
 test:
 	$(CARGO) test --locked
 
+# The release builds before real servers, proxies and resolvers
+e2e:
+	sh tests/e2e/run.sh
+
+# Kill it at each system call, fail each, run many at once
+torture:
+	sh tests/torture/run.sh
+
+# Speed and size, beside other programs for the same work
+bench:
+	sh tests/bench/run.sh
+
+# Whether static, dist, vendor, man, install and the recipes do what the README says
+ship:
+	sh tests/ship/run.sh
+
 # Formatting, and clippy with warnings as errors
 check:
 	$(CARGO) fmt --check
@@ -26,10 +65,10 @@ check:
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 target/release/sf-refresh $(DESTDIR)$(PREFIX)/bin/sf-refresh
-	if [ -f target/sf-refresh.1 ]; then \
+	install -m 755 $(BUILD)/release/sf-refresh $(DESTDIR)$(PREFIX)/bin/sf-refresh
+	if [ -f $(BUILD)/sf-refresh.1 ]; then \
 		install -d $(DESTDIR)$(PREFIX)/share/man/man1 && \
-		install -m 644 target/sf-refresh.1 $(DESTDIR)$(PREFIX)/share/man/man1/sf-refresh.1; \
+		install -m 644 $(BUILD)/sf-refresh.1 $(DESTDIR)$(PREFIX)/share/man/man1/sf-refresh.1; \
 	fi
 
 uninstall:

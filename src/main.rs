@@ -448,7 +448,7 @@ fn nearest_option(misspelt: &str) -> Option<&'static str> {
         .filter(|word| word.starts_with("--") && word.len() > 2)
         .map(|option| (distance(option, misspelt), option))
         .min()
-        .filter(|(distance, option)| *distance <= option.len() / 3 || option.starts_with(misspelt))
+        .filter(|(distance, option)| 2 * distance <= option.len() || option.starts_with(misspelt))
         .map(|(_, option)| option)
 }
 

@@ -1,1 +1,15 @@
+//! The binary driven through its command line, against an endpoint on this machine.
 
+mod concurrency;
+mod docs;
+mod documents;
+mod harness;
+mod mutations;
+mod network;
+mod options;
+mod output;
+mod reply;
+mod save;
+#[path = "../support/server.rs"]
+mod server;
+mod usage;
