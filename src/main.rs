@@ -175,7 +175,8 @@ fn refresh(session: &Session, path: &Path) -> Result<(), Error> {
             return Ok(());
         }
         let mut save = file.prepare_save(&log)?;
-        match session.exchange(&request, &deadline, &mut tries, &log)? {
+        let keep = |reply: &[u8]| save.keep(reply);
+        match session.exchange(&request, &deadline, &mut tries, &keep, &log)? {
             Some(reply) => {
                 token.merge(reply, SystemTime::now());
                 let saved = save.commit(&token.to_json());
@@ -226,7 +227,7 @@ fn filter(session: &Session) -> Result<(), Error> {
         return Ok(());
     }
     let reply = loop {
-        if let Some(reply) = session.exchange(&request, &deadline, &mut tries, &log)? {
+        if let Some(reply) = session.exchange(&request, &deadline, &mut tries, &|_| (), &log)? {
             break reply;
         }
         tries.pause(None, &deadline)?;
@@ -1222,19 +1223,20 @@ impl Session {
     }
 
     /// Sends the request until it is answered, as often as is safe: the members of the grant, or
-    /// nothing where the file has to be read again first.
+    /// nothing where the file has to be read again first. What may be a grant goes to `keep` too.
     fn exchange(
         &self,
         request: &Request,
         deadline: &Deadline,
         tries: &mut Tries,
+        keep: &dyn Fn(&[u8]),
         log: &Log,
     ) -> Result<Option<Map<String, Value>>, Error> {
         loop {
             log.step(&format!("POST {}", request.endpoint.shown()));
             // Nothing may be printed between a grant and its save: it would widen the one window
             // in which a kill loses the grant.
-            let (refusal, wait) = match self.post(request, deadline) {
+            let (refusal, wait) = match self.post(request, deadline, keep) {
                 Ok(answer) => match answer.read(&request.secrets) {
                     Ok(members) => return Ok(Some(members)),
                     Err(refusal) => (refusal, answer.retry_after),
@@ -1254,8 +1256,16 @@ impl Session {
     }
 
     /// One POST, and its answer as far as it came.
-    fn post(&self, request: &Request, deadline: &Deadline) -> Result<Answer, Refusal> {
+    fn post(
+        &self,
+        request: &Request,
+        deadline: &Deadline,
+        keep: &dyn Fn(&[u8]),
+    ) -> Result<Answer, Refusal> {
         let left = deadline.left();
+        // Made before the POST: between a grant and its save each system call counts, and to
+        // allocate can be one.
+        let buffer = Vec::with_capacity(RESERVE);
         let proxy = self.proxy_for(&request.endpoint);
         let mut body = Form { rest: request.body.expose().as_bytes(), sent: false };
         let mut post = self
@@ -1277,7 +1287,7 @@ impl Session {
             .build()
             .send(SendBody::from_reader(&mut body));
         match answer {
-            Ok(response) => Ok(Answer::receive(response)),
+            Ok(response) => Ok(Answer::receive(response, buffer, keep)),
             Err(error) if body.sent => Err(lost_after_sending(&error)),
             Err(error) => {
                 let via = proxy.and(self.options.proxy.as_ref()).map(|p| p.shown.as_str());
@@ -1500,12 +1510,27 @@ struct Answer {
 }
 
 impl Answer {
-    /// Reads the body to its end, or to where it breaks off.
-    fn receive(response: ureq::http::Response<ureq::Body>) -> Self {
-        let (head, body) = response.into_parts();
-        let mut reader = body.into_with_config().limit(MAX_DOCUMENT).reader();
-        let mut body = Vec::with_capacity(RESERVE);
-        let cut = reader.read_to_end(&mut body).err().map(ureq::Error::from);
+    /// Reads the body to its end, or to where it breaks off. As soon as it may be a whole grant it
+    /// goes to `keep`: ureq's work at the end of a body would widen the window for a kill.
+    fn receive(
+        response: ureq::http::Response<ureq::Body>,
+        mut body: Vec<u8>,
+        keep: &dyn Fn(&[u8]),
+    ) -> Self {
+        let (head, source) = response.into_parts();
+        let mut reader = source.into_with_config().limit(MAX_DOCUMENT).reader();
+        let mut buffer = [0; 8192];
+        let cut = loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => body.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => break Some(ureq::Error::from(e)),
+            }
+            if head.status.is_success() && body.trim_ascii_end().ends_with(b"}") {
+                keep(&body);
+            }
+        };
         Self {
             status: head.status.as_u16(),
             retry_after: retry_after(&head.headers),
@@ -1945,21 +1970,31 @@ impl TokenFile {
         }
     }
 
-    /// The token document: that of an interrupted save, where there is one, which is then finished
-    /// (unless this is a rehearsal), or what the file holds.
+    /// The token document: what the file holds, and over it the journal of an interrupted save,
+    /// which is then finished (unless this is a rehearsal).
     fn load(&mut self, seed: Option<&Secret>, rehearsal: bool, log: &Log) -> Result<Token, Error> {
-        if let Some((journal, token)) = self.interrupted_save(rehearsal)? {
-            if !rehearsal {
-                self.finish_interrupted_save(journal, &token.to_json())?;
-                log.step("finished an interrupted save");
+        let bytes = self.read().map_err(|e| cannot("read", &e))?;
+        let token = Token::parse(&bytes, seed);
+        let Some((journal, newer)) = self.interrupted_save(rehearsal)? else {
+            return token;
+        };
+        // The journal may hold the bare reply, and the file be half overwritten.
+        let token = match token {
+            Ok(mut token) => {
+                token.merge(newer.members, SystemTime::now());
+                token
             }
-            return Ok(token);
+            Err(_) => newer,
+        };
+        if !rehearsal {
+            self.finish_interrupted_save(journal, &token.to_json())?;
+            log.step("finished an interrupted save");
         }
-        Token::parse(&self.read().map_err(|e| cannot("read", &e))?, seed)
+        Ok(token)
     }
 
-    /// The journal of an earlier run, where it holds a whole token document. One that does not is
-    /// removed: its run ended before the reply was written.
+    /// The journal of an earlier run, where it holds a whole grant. One that does not is removed:
+    /// its run ended before the reply was there.
     fn interrupted_save(&self, rehearsal: bool) -> Result<Option<(File, Token)>, Error> {
         let path = journal_path(&self.path);
         let Ok(metadata) = fs::symlink_metadata(&path) else {
@@ -1976,19 +2011,20 @@ impl TokenFile {
         let read = opened.and_then(|file| {
             let is_same = file.metadata().is_ok_and(|now| same_file(&now, &metadata));
             let bytes = read_limited(&file, 2 * MAX_DOCUMENT)?;
-            Ok((file, is_same, Token::parse(&bytes, None)))
+            let grant = Token::parse(&bytes, None).ok().filter(|t| t.access_token().is_some());
+            Ok((file, is_same, grant))
         });
         match read {
-            Ok((journal, true, Ok(token))) if metadata.uid() == self.metadata.uid() => {
+            Ok((journal, true, Some(token))) if metadata.uid() == self.metadata.uid() => {
                 Ok(Some((journal, token)))
             }
-            Ok((_, true, Err(_))) => {
+            Ok((_, true, None)) => {
                 if !rehearsal {
                     fs::remove_file(&path).map_err(|e| cannot("remove the journal of", &e))?;
                 }
                 Ok(None)
             }
-            Ok((_, true, Ok(_))) => in_the_way("belongs to another user"),
+            Ok((_, true, Some(_))) => in_the_way("belongs to another user"),
             Ok((_, false, _)) => in_the_way("was replaced just now"),
             Err(e) => in_the_way(&format!("cannot be read: {}", words(&e))),
         }
@@ -2001,7 +2037,7 @@ impl TokenFile {
             let hint = format!("the newest grant is in {}", path.display());
             Error::file(format!("cannot finish an interrupted save: {}", words(&e)), &hint)
         };
-        journal.sync_all().map_err(failed)?;
+        rewrite(&journal, bytes).map_err(failed)?;
         // The new file has to be locked before it takes the name. Where another run holds it by
         // now, that run has just taken it for the token file.
         let renamed = self.metadata.nlink() == 1
@@ -2021,18 +2057,15 @@ impl TokenFile {
     fn prepare_save(&self, log: &Log) -> Result<Save<'_>, Error> {
         let mut save = Save { file: self, journal: None, reserved: false, granted: false };
         let hint = "make room, or put the file elsewhere; nothing was sent";
-        // A run by another of its names would not find the journal of this one.
-        if self.metadata.nlink() == 1 {
-            match self.make_journal() {
-                Ok(journal) => save.journal = Some(journal),
-                Err(e) if refuses_journal(&e) => {}
-                Err(e) => {
-                    let message = format!("cannot make the journal: {}", words(&e));
-                    return Err(Error::file(message, hint));
-                }
+        match self.make_journal() {
+            Ok(journal) => save.journal = Some(journal),
+            Err(e) if refuses_journal(&e) => {}
+            Err(e) => {
+                let message = format!("cannot make the journal: {}", words(&e));
+                return Err(Error::file(message, hint));
             }
         }
-        if save.journal.is_none() {
+        if save.journal.is_none() || self.metadata.nlink() > 1 {
             save.reserved = true;
             let room = self.metadata.len() + RESERVE as u64;
             pad(&self.handle, self.metadata.len(), room)
@@ -2083,6 +2116,14 @@ struct Save<'a> {
 }
 
 impl Save<'_> {
+    /// Keeps a reply in the journal as it came in, before anything else is done with it: if it is a
+    /// grant and this run is killed, the next one finds it there. [`Save::commit`] tells a failure.
+    fn keep(&self, reply: &[u8]) {
+        if let Some(journal) = &self.journal {
+            let _ = journal.write_all_at(reply, 0);
+        }
+    }
+
     /// Saves the document: through the journal, in place where that cannot be. Gives how, in words.
     fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
@@ -2090,7 +2131,8 @@ impl Save<'_> {
         let journal = self.journal.as_ref().map(|journal| rewrite(journal, document));
         let whole = matches!(journal, Some(Ok(())));
         let path = journal_path(&self.file.path);
-        if whole && fs::rename(&path, &self.file.path).is_ok() {
+        let renamed = whole && !self.reserved && fs::rename(&path, &self.file.path).is_ok();
+        if renamed {
             return match sync_parent(&self.file.path) {
                 Ok(()) => Ok("saved"),
                 Err(_) => Ok("saved, but the folder could not be synced to the disk"),
@@ -2168,11 +2210,21 @@ fn pad(file: &File, from: u64, to: u64) -> io::Result<()> {
     file.write_all_at(&blanks, from)
 }
 
-/// Replaces all that a file holds, written first and cut after, and waits for the disk.
+/// Replaces all that a file holds, written first and cut after, and waits for the disk once.
 fn rewrite(file: &File, document: &[u8]) -> io::Result<()> {
-    file.write_all_at(document, 0)?;
+    write_over(file, document, file.metadata()?.len())?;
     file.set_len(document.len() as u64)?;
     file.sync_all()
+}
+
+/// Writes a document over `length` bytes of something else, with blanks over what it is shorter:
+/// a run that is killed before the cut leaves JSON.
+fn write_over(file: &File, document: &[u8], length: u64) -> io::Result<()> {
+    let blanks = usize::try_from(length).unwrap_or_default().saturating_sub(document.len());
+    let mut bytes = Vec::with_capacity(document.len() + blanks);
+    bytes.extend_from_slice(document);
+    bytes.resize(document.len() + blanks, b' ');
+    file.write_all_at(&bytes, 0)
 }
 
 /// Overwrites the token file in place. What it holds stays whole until there is room for all.
@@ -2183,7 +2235,7 @@ fn overwrite(file: &File, document: &[u8]) -> io::Result<()> {
             let _ = file.set_len(length);
         })?;
     }
-    file.write_all_at(document, 0)?;
+    write_over(file, document, length)?;
     file.sync_all()?;
     file.set_len(document.len() as u64)?;
     file.sync_all()
@@ -2280,18 +2332,18 @@ fn print_result(output: Output, token: &Token) -> Result<(), Error> {
 fn hand_over(token: &Token, failure: NotSaved) -> Error {
     let message = format!("granted, but cannot save: {}", words(&failure.cause));
     let printed = print(&token.to_json());
-    let message = match (&failure.journal, printed) {
-        (Some(journal), _) => {
-            let hint = "the next run finishes the save; the new document is on stdout as well";
-            return Error::undelivered(format!("{message}; it is in {}", journal.display()), hint);
+    match (&failure.journal, printed) {
+        (Some(journal), printed) => {
+            let stdout = if printed.is_ok() { " and on stdout" } else { "" };
+            let message = format!("{message}; it is in {}{stdout}", journal.display());
+            Error::undelivered(message, "the next run finishes the save")
         }
         (None, Ok(())) => {
             let hint = "keep what is on stdout: it is the only copy of the new grant";
-            return Error::undelivered(format!("{message}; the new document is on stdout"), hint);
+            Error::undelivered(format!("{message}; the new document is on stdout"), hint)
         }
-        (None, Err(e)) => format!("{message}; {}", cannot_print(&e)),
-    };
-    rescue(token, &message)
+        (None, Err(e)) => rescue(token, &format!("{message}; {}", cannot_print(&e))),
+    }
 }
 
 /// Prints a document whose only copy is in memory; where stdout fails, it goes into a file.
