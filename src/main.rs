@@ -1952,6 +1952,14 @@ impl TokenFile {
         self.metadata.modified().ok()
     }
 
+    /// Whether the name still stands for this file: what is written to another is not found again.
+    fn check_in_place(&self) -> io::Result<()> {
+        if same_file(&fs::metadata(&self.path)?, &self.metadata) {
+            return Ok(());
+        }
+        Err(io::Error::new(ErrorKind::NotFound, "the file was replaced meanwhile"))
+    }
+
     /// All that the file holds, at most [`MAX_DOCUMENT`].
     fn read(&self) -> io::Result<Vec<u8>> {
         // By position, so that every look starts at the beginning.
@@ -2138,7 +2146,7 @@ impl Save<'_> {
                 Err(_) => Ok("saved, but the folder could not be synced to the disk"),
             };
         }
-        match overwrite(&self.file.handle, document) {
+        match self.file.check_in_place().and_then(|()| overwrite(&self.file.handle, document)) {
             Ok(()) => {
                 if self.journal.is_some() {
                     let _ = fs::remove_file(&path);

@@ -589,6 +589,7 @@ struct Memory {
     handshake_errors: Vec<String>,
     secrets: Vec<String>,
     secrets_known: HashSet<String>,
+    access_tokens: HashSet<String>,
     live_refresh_token: Option<String>,
     live_access_token: Option<String>,
     used_refresh_tokens: HashSet<String>,
@@ -732,6 +733,11 @@ impl Server {
     /// Every token, signature and secret that went over the wire or is configured.
     pub fn secrets(&self) -> Vec<String> {
         lock(&self.shared.memory).secrets.clone()
+    }
+
+    /// Every access token that went over the wire in an answer.
+    pub fn access_tokens(&self) -> HashSet<String> {
+        lock(&self.shared.memory).access_tokens.clone()
     }
 
     /// Replaces what is left of the script.
@@ -928,6 +934,7 @@ fn learn_secrets(memory: &Mutex<Memory>, body: &[u8]) {
         return;
     };
     let mut memory = lock(memory);
+    memory.access_tokens.extend(value["access_token"].as_str().map(str::to_owned));
     for name in ["access_token", "refresh_token", "id_token", "signature"] {
         memory.add_secret(value[name].as_str().unwrap_or_default());
     }
@@ -1148,6 +1155,13 @@ impl Socket {
             drop(self.stream.read(&mut [0]));
         }
     }
+
+    /// Ends the writing side and reads on until the client ends: a close with unread bytes could
+    /// overtake the alert that says why.
+    fn linger(&mut self) {
+        drop(self.stream.shutdown(Shutdown::Write));
+        drop(io::copy(&mut self.stream, &mut io::sink()));
+    }
 }
 
 impl Read for Socket {
@@ -1221,6 +1235,7 @@ fn handshake(config: &Arc<ServerConfig>, socket: Socket) -> io::Result<TlsStream
     while tls.conn.is_handshaking() {
         if let Err(error) = tls.conn.complete_io(&mut tls.sock) {
             tls.sock.settle();
+            tls.sock.linger();
             return Err(error);
         }
     }

@@ -1,0 +1,246 @@
+//! Several runs on one token file: they wait for each other, and send nothing twice.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::harness::{
+    Gate, OLD_ACCESS_TOKEN, Outcome, Run, Scenario, TOKEN_FILE, TempDir, now_millis, token_document,
+};
+use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply};
+
+const COUNT: usize = 20;
+
+/// What a run that waits for another says with `-v`.
+const WAITING: &str = "waiting for another run";
+
+/// Starts a run on each of these names at once, and waits for them all.
+#[track_caller]
+fn all_at_once<'a>(scenario: &Scenario, names: impl Iterator<Item = &'a str>) -> Vec<Outcome> {
+    let runs: Vec<_> = names.map(|name| scenario.command().arg(name).start()).collect();
+    runs.into_iter().map(|run| run.wait()).collect()
+}
+
+/// Every run succeeded, and printed a token that was granted.
+#[track_caller]
+fn assert_all_served(scenario: &Scenario, outcomes: &[Outcome]) {
+    let granted: HashSet<_> = scenario.server.access_tokens();
+    for outcome in outcomes {
+        outcome.assert_ok();
+        let token = outcome.text().trim_end().to_owned();
+        outcome.assert(granted.contains(&token), "printed a token that was not granted");
+    }
+    scenario.assert_in_step();
+    assert!(!scenario.server.revoked());
+    assert!(scenario.server.grants() <= outcomes.len());
+}
+
+#[test]
+fn twenty_runs_at_once_are_all_served_and_no_refresh_token_is_used_twice() {
+    let scenario = Scenario::strict();
+    let outcomes = all_at_once(&scenario, [TOKEN_FILE].into_iter().cycle().take(COUNT));
+    assert_all_served(&scenario, &outcomes);
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+}
+
+#[test]
+fn runs_at_once_by_different_names_of_a_file_are_all_served() {
+    let scenario = Scenario::strict();
+    symlink(TOKEN_FILE, scenario.dir.join("link.json")).expect("a symlink");
+    let outcomes =
+        all_at_once(&scenario, [TOKEN_FILE, "link.json"].into_iter().cycle().take(COUNT));
+    assert_all_served(&scenario, &outcomes);
+    assert_eq!(scenario.dir.names(), ["link.json", TOKEN_FILE]);
+}
+
+#[test]
+fn runs_at_once_on_a_file_that_is_saved_in_place_are_all_served() {
+    let scenario = Scenario::strict();
+    fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
+    let outcomes =
+        all_at_once(&scenario, [TOKEN_FILE, "other.json"].into_iter().cycle().take(COUNT));
+    assert_all_served(&scenario, &outcomes);
+    assert_eq!(scenario.dir.names(), ["other.json", TOKEN_FILE]);
+}
+
+#[test]
+fn runs_at_once_that_make_the_file_are_all_served() {
+    let scenario = Scenario::strict();
+    fs::remove_file(scenario.file()).expect("to remove the file");
+    let url = format!("force://{CLIENT_ID}::{REFRESH_TOKEN}@x.test");
+    let run = || scenario.command().arg(TOKEN_FILE).env("SFDX_AUTH_URL", &url).start();
+    let runs: Vec<_> = (0..COUNT).map(|_| run()).collect();
+    let outcomes: Vec<_> = runs.into_iter().map(|run| run.wait()).collect();
+    assert_all_served(&scenario, &outcomes);
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+}
+
+#[test]
+fn twenty_runs_at_once_that_mind_the_age_send_one_request() {
+    let scenario = Scenario::strict();
+    let run = || scenario.command().args(["--if-older-than", "1h", TOKEN_FILE]).start();
+    let runs: Vec<_> = (0..COUNT).map(|_| run()).collect();
+    for run in runs {
+        let outcome = run.wait();
+        outcome.assert_ok();
+        assert_eq!(Some(outcome.text().trim_end()), scenario.server.live_access_token().as_deref());
+    }
+    assert_eq!(scenario.server.posts(), 1);
+    scenario.assert_in_step();
+}
+
+// ---- A lock held ----
+
+/// The token file, locked by the test.
+fn locked(scenario: &Scenario) -> fs::File {
+    let file = fs::File::options().read(true).write(true).open(scenario.file()).expect("file");
+    file.lock().expect("the lock");
+    file
+}
+
+#[test]
+fn a_lock_that_is_held_beyond_the_time_out_is_a_temporary_failure() {
+    let scenario = Scenario::strict();
+    let _lock = locked(&scenario);
+    let outcome = scenario.run(&["--timeout", "0.2"]);
+    outcome.assert_failed_unsent(4).assert_says("holds the lock").assert_hints("--timeout");
+    // Nor does a rehearsal go past it.
+    scenario.run(&["--timeout", "0.2", "-n"]).assert_unchanged().assert_sent(0);
+}
+
+#[test]
+fn a_lock_that_is_given_up_is_taken() {
+    let scenario = Scenario::strict();
+    let lock = locked(&scenario);
+    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    run.wait_for(WAITING);
+    drop(lock);
+    run.wait().assert_ok().assert_sent(1);
+    scenario.assert_in_step();
+}
+
+#[test]
+fn a_token_that_another_run_renewed_meanwhile_is_adopted() {
+    let dir = TempDir::new();
+    dir.write(TOKEN_FILE, token_document());
+    let gate = Gate::new();
+    let start = |option: &str| {
+        Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), option, TOKEN_FILE]).start()
+    };
+    let first = start("-q");
+    let held = gate.request();
+    let second = start("-v");
+    second.wait_for(WAITING);
+    held.answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
+    first.wait().assert_ok().assert_stdout("AT-new-one\n");
+    // A second request would find nobody who answers.
+    let second = second.wait();
+    second.assert_ok().assert_stdout("AT-new-one\n").assert_says("renewed by another run");
+    assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+}
+
+#[test]
+fn a_run_that_waited_for_one_that_failed_asks_for_itself() {
+    let dir = TempDir::new();
+    dir.write(TOKEN_FILE, token_document());
+    let gate = Gate::new();
+    let start = |option: &str| {
+        Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), option, TOKEN_FILE]).start()
+    };
+    let first = start("-q");
+    let held = gate.request();
+    let second = start("-v");
+    second.wait_for(WAITING);
+    held.answer(400, r#"{"error":"invalid_client_id"}"#);
+    first.wait().assert_status(5);
+    gate.request().answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
+    second.wait().assert_ok().assert_stdout("AT-new-one\n");
+}
+
+#[test]
+fn the_death_of_a_run_frees_the_file() {
+    let dir = TempDir::new();
+    dir.write(TOKEN_FILE, token_document());
+    let gate = Gate::new();
+    let start =
+        || Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), "-v", TOKEN_FILE]).start();
+    let first = start();
+    let _held = gate.request();
+    let second = start();
+    second.wait_for(WAITING);
+    first.kill();
+    gate.request().answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
+    second.wait().assert_ok().assert_stdout("AT-new-one\n");
+    assert_eq!(dir.names(), [TOKEN_FILE]);
+}
+
+#[test]
+fn a_file_put_in_place_while_a_run_waits_is_the_one_it_goes_on_with() {
+    let scenario = Scenario::strict();
+    let lock = locked(&scenario);
+    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    run.wait_for(WAITING);
+    let newer = token_document().replace(OLD_ACCESS_TOKEN, "AT-put-in-place");
+    let next = scenario.dir.write("next", newer);
+    fs::rename(next, scenario.file()).expect("to rename");
+    drop(lock);
+    let outcome = run.wait();
+    outcome.assert_ok().assert_sent(0).assert_stdout("AT-put-in-place\n");
+    assert_eq!(scenario.member("access_token"), "AT-put-in-place");
+}
+
+#[test]
+fn a_file_put_in_place_with_the_same_access_token_is_renewed_and_not_the_old_one() {
+    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token("RT-put-in-place")));
+    let lock = locked(&scenario);
+    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    run.wait_for(WAITING);
+    let next =
+        scenario.dir.write("next", token_document().replace(REFRESH_TOKEN, "RT-put-in-place"));
+    fs::rename(next, scenario.file()).expect("to rename");
+    drop(lock);
+    run.wait().assert_ok().assert_sent(1);
+    scenario.assert_in_step();
+}
+
+#[test]
+fn a_file_removed_while_a_run_waits_is_missed() {
+    let scenario = Scenario::strict();
+    let lock = locked(&scenario);
+    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    run.wait_for(WAITING);
+    fs::remove_file(scenario.file()).expect("to remove the file");
+    drop(lock);
+    run.wait().assert_status(1).assert_sent(0).assert_stdout("");
+    assert!(scenario.dir.names().is_empty());
+}
+
+#[test]
+fn a_lock_on_one_file_does_not_stop_the_others() {
+    let scenario = Scenario::strict();
+    scenario.dir.write("held.json", token_document());
+    let held = fs::File::open(scenario.dir.join("held.json")).expect("file");
+    held.lock().expect("the lock");
+    let outcome = scenario.command().args(["--timeout", "0.5", "held.json", TOKEN_FILE]).run();
+    outcome.assert_status(4).assert_sent(1).assert_says("held.json: another run holds the lock");
+    scenario.assert_in_step();
+}
+
+#[test]
+fn a_shared_lock_of_a_reader_is_waited_for_as_well() {
+    let scenario = Scenario::strict();
+    let reader = fs::File::open(scenario.file()).expect("file");
+    reader.lock_shared().expect("the lock");
+    scenario.run(&["--timeout", "0.2"]).assert_failed_unsent(4);
+    drop(reader);
+    scenario.run(&["--timeout", "30"]).assert_ok();
+}
+
+#[test]
+fn runs_on_different_files_do_not_wait_for_each_other() {
+    let scenario = Scenario::scripted([Reply::grant("AT-new-one", None)]);
+    let now = now_millis().to_string();
+    scenario.dir.write("other.json", token_document().replace("1700000000000", &now));
+    let _lock = locked(&scenario);
+    scenario.command().args(["-v", "other.json"]).run().assert_ok().assert_says_not(WAITING);
+}

@@ -1,0 +1,1039 @@
+//! What every test here uses: a folder of its own, a run of the binary, and what came of it.
+//!
+//! Each run that is waited for is held to what holds for all runs: an exit status of 0 to 6, stderr
+//! in the documented form, no secret on stderr, no secret but the access token on stdout.
+
+// Each module uses its own part.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{ErrorKind, PipeWriter, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server};
+
+/// The name of the token file of a [`Scenario`].
+pub const TOKEN_FILE: &str = "token.json";
+/// The access token that it holds at first.
+pub const OLD_ACCESS_TOKEN: &str = "00Dxx0000001gPL!AT-0-old.token";
+/// A user that owns nothing.
+pub const NOBODY: u32 = 65_534;
+
+/// How long a run may take before it counts as stuck; no test waits for it.
+const WATCHDOG: Duration = Duration::from_secs(120);
+
+// ---- A folder ----
+
+/// A folder of its own, removed in the end.
+pub struct TempDir {
+    path: PathBuf,
+}
+
+impl TempDir {
+    /// Makes an empty one that every user can look into.
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sf-refresh-test-{}-{count}", std::process::id());
+        let parent = fs::canonicalize(std::env::temp_dir()).expect("the folder for such");
+        let path = parent.join(name);
+        drop(fs::remove_dir_all(&path));
+        fs::create_dir(&path).expect("a new folder");
+        set_mode(&path, 0o755);
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a name in it.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes a file and gives its path.
+    pub fn write(&self, name: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.join(name);
+        fs::write(&path, bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        path
+    }
+
+    pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
+        let path = self.join(name);
+        fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// The JSON in a file.
+    pub fn json(&self, name: impl AsRef<Path>) -> Value {
+        let bytes = self.read(name);
+        let text = String::from_utf8_lossy(&bytes);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in {text:?}"))
+    }
+
+    /// The names in it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.path).expect("folder");
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            entry.expect("entry").file_name().to_string_lossy().into_owned()
+        };
+        let mut names: Vec<_> = entries.map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// Everything in it, as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        snapshot.add(&self.path, Path::new(""));
+        snapshot
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // A test may have closed it even to its owner.
+        drop(fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)));
+        drop(fs::remove_dir_all(&self.path));
+    }
+}
+
+/// Sets the permission bits of a path.
+pub fn set_mode(path: &Path, mode: u32) {
+    let done = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    done.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// Whether the tests run as root; says what is skipped where they do not.
+pub fn is_root(what: &str) -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+    if !root {
+        eprintln!("skipped: {what} (not root)");
+    }
+    root
+}
+
+/// Milliseconds since 1970, as `issued_at` has them.
+pub fn now_millis() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    u64::try_from(now.as_millis()).expect("a clock before the year 584556019")
+}
+
+/// A folder's files as they were at one time.
+#[derive(Default)]
+pub struct Snapshot {
+    entries: BTreeMap<PathBuf, Entry>,
+}
+
+/// What must not change in a failing run.
+#[derive(PartialEq)]
+struct Entry {
+    kind: &'static str,
+    bytes: Vec<u8>,
+    link: Option<PathBuf>,
+    mode: u32,
+    owner: (u32, u32),
+    links: u64,
+    inode: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Snapshot {
+    /// Adds what is in a folder; what other runs remove meanwhile is left out.
+    fn add(&mut self, folder: &Path, prefix: &Path) {
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        for entry in entries.flatten() {
+            let (path, name) = (entry.path(), prefix.join(entry.file_name()));
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            if metadata.is_dir() {
+                self.add(&path, &name);
+            }
+            self.entries.insert(name, Entry::new(&path, &metadata));
+        }
+    }
+
+    /// What differs from another one, a line each.
+    fn differences(&self, after: &Self) -> String {
+        let names: BTreeSet<_> = self.entries.keys().chain(after.entries.keys()).collect();
+        let mut text = String::new();
+        for name in names {
+            let line = match (self.entries.get(name), after.entries.get(name)) {
+                (Some(_), None) => "is gone".to_owned(),
+                (None, Some(_)) => "is new".to_owned(),
+                (Some(one), Some(other)) if one != other => one.difference(other),
+                _ => continue,
+            };
+            let _ = writeln!(text, "{}: {line}", name.display());
+        }
+        text
+    }
+
+    /// The text of each file.
+    fn texts(&self) -> impl Iterator<Item = String> {
+        self.entries.values().map(|entry| String::from_utf8_lossy(&entry.bytes).into_owned())
+    }
+}
+
+impl Entry {
+    fn new(path: &Path, metadata: &fs::Metadata) -> Self {
+        let is_file = metadata.is_file();
+        Self {
+            kind: match (is_file, metadata.is_dir()) {
+                (true, _) => "file",
+                (_, true) => "folder",
+                _ => "something else",
+            },
+            bytes: if is_file { fs::read(path).unwrap_or_default() } else { Vec::new() },
+            link: fs::read_link(path).ok(),
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            links: if is_file { metadata.nlink() } else { 0 },
+            inode: metadata.ino(),
+            modified: metadata.modified().ok().filter(|_| is_file),
+        }
+    }
+
+    /// What changed, in words.
+    fn difference(&self, other: &Self) -> String {
+        let parts = [
+            (self.kind != other.kind, "kind"),
+            (self.bytes != other.bytes, "bytes"),
+            (self.link != other.link, "target"),
+            (self.mode != other.mode, "mode"),
+            (self.owner != other.owner, "owner"),
+            (self.links != other.links, "number of links"),
+            (self.inode != other.inode, "inode"),
+            (self.modified != other.modified, "modification time"),
+        ];
+        let changed: Vec<_> = parts.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+        format!("changed in {}", changed.join(", "))
+    }
+}
+
+// ---- A token file and its endpoint ----
+
+/// A folder with a token file, and the endpoint that renews it.
+pub struct Scenario {
+    pub dir: TempDir,
+    pub server: Server,
+}
+
+impl Scenario {
+    /// An endpoint that answers with these replies in turn, the last one again and again.
+    pub fn scripted(replies: impl IntoIterator<Item = Reply>) -> Self {
+        Self::with(Config::scripted(replies))
+    }
+
+    /// An endpoint that rotates refresh tokens, and revokes the grant when one is used twice.
+    pub fn strict() -> Self {
+        Self::with(Config::oauth(OAuth::new()))
+    }
+
+    /// An endpoint made as told.
+    pub fn with(config: Config) -> Self {
+        let dir = TempDir::new();
+        dir.write(TOKEN_FILE, token_document());
+        Self { dir, server: Server::start(config) }
+    }
+
+    /// Writes the token file anew.
+    pub fn token(self, bytes: impl AsRef<[u8]>) -> Self {
+        self.dir.write(TOKEN_FILE, bytes);
+        self
+    }
+
+    /// A run in the folder, with no arguments yet.
+    pub fn bare(&self) -> Run<'_> {
+        Run { server: Some(&self.server), ..Run::new(&self.dir) }
+    }
+
+    /// A run with client id and endpoint given as options, and no file yet.
+    pub fn command(&self) -> Run<'_> {
+        self.bare().args(["-i", CLIENT_ID, "-e", &self.server.url()])
+    }
+
+    /// Runs it on the token file with client id, endpoint and these options.
+    #[track_caller]
+    pub fn run(&self, options: &[&str]) -> Outcome {
+        self.command().args(options).arg(TOKEN_FILE).run()
+    }
+
+    /// The path of the token file.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join(TOKEN_FILE)
+    }
+
+    /// The path of its journal.
+    pub fn journal(&self) -> PathBuf {
+        self.dir.join(format!(".{TOKEN_FILE}.sf-refresh"))
+    }
+
+    /// What the token file holds now.
+    pub fn document(&self) -> Value {
+        self.dir.json(TOKEN_FILE)
+    }
+
+    /// A string member of the token file; panics where it is none.
+    #[track_caller]
+    pub fn member(&self, name: &str) -> String {
+        let document = self.document();
+        document[name].as_str().unwrap_or_else(|| panic!("no {name} in {document}")).to_owned()
+    }
+
+    /// Holds the token file to what a strict endpoint granted last, with nothing left beside it.
+    #[track_caller]
+    pub fn assert_in_step(&self) {
+        assert_eq!(Some(self.member("access_token")), self.server.live_access_token());
+        assert_eq!(Some(self.member("refresh_token")), self.server.live_refresh_token());
+        assert!(!self.journal().exists(), "the journal is still there");
+        assert_eq!(self.server.replays(), 0, "a used refresh token was sent again");
+    }
+}
+
+/// The token file of a [`Scenario`], as a login at Salesforce gives it.
+pub fn token_document() -> String {
+    format!(
+        r#"{{
+  "access_token": "{OLD_ACCESS_TOKEN}",
+  "refresh_token": "{}",
+  "signature": "SIG-0-old-signature=",
+  "scope": "refresh_token api id",
+  "instance_url": "https://old.my.salesforce.com",
+  "id": "https://login.salesforce.com/id/00Dxx0000001gPLEAY/005xx000001SwiUAAS",
+  "token_type": "Bearer",
+  "issued_at": "1700000000000"
+}}
+"#,
+        crate::server::REFRESH_TOKEN
+    )
+}
+
+// ---- A run ----
+
+/// A run of the binary with an empty environment.
+pub struct Run<'a> {
+    dir: &'a TempDir,
+    server: Option<&'a Server>,
+    through: Vec<OsString>,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    cwd: PathBuf,
+    stdin: Vec<u8>,
+    stdout: Option<Stdio>,
+    user: Option<u32>,
+    secrets: Vec<String>,
+}
+
+impl<'a> Run<'a> {
+    /// A run in this folder, with no arguments and nothing on stdin.
+    pub fn new(dir: &'a TempDir) -> Self {
+        Self {
+            dir,
+            server: None,
+            through: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: dir.path().to_owned(),
+            stdin: Vec::new(),
+            stdout: None,
+            user: None,
+            secrets: Vec::new(),
+        }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub fn args(self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// What stdin holds, to its end.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// Runs in this folder.
+    pub fn cwd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cwd = path.into();
+        self
+    }
+
+    /// Sends stdout there; the outcome then has none.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Starts it through another program, which takes the command as its last arguments.
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.through = command.iter().map(Into::into).collect();
+        self
+    }
+
+    /// Runs it as another user, from a copy of the binary which that user can read.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// One more text that must not be shown: what a test keeps in files and variables is known.
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secrets.push(secret.to_owned());
+        self
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn run(self) -> Outcome {
+        self.start().wait()
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Running<'a> {
+        let stdout = self.stdout.take();
+        let copy = self.user.map(|_| copy_of_the_binary());
+        let binary = copy.as_ref().map_or_else(|| binary().to_owned(), |copy| copy.join("it"));
+        let mut words = self.through.clone();
+        words.push(binary.into());
+        words.extend(self.args.iter().cloned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear().current_dir(&self.cwd);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(stdout.unwrap_or_else(Stdio::piped));
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let before = self.dir.snapshot();
+        let posts = self.posts();
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{words:?}: {e}"));
+        let stdin = child.stdin.take();
+        let bytes = self.stdin.clone();
+        // It may end without having read all of it.
+        let feeder = thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&bytes)));
+        Running {
+            stdout: child.stdout.take().map(Collected::start),
+            stderr: child.stderr.take().map(Collected::start),
+            run: self,
+            _copy: copy,
+            feeder: Some(feeder),
+            child,
+            before,
+            posts,
+        }
+    }
+
+    fn posts(&self) -> usize {
+        self.server.map_or(0, Server::posts)
+    }
+
+    /// The command as one could type it, with its variables.
+    fn shown(&self) -> String {
+        let quoted = |word: &OsStr| format!("{:?}", word.to_string_lossy());
+        let mut words: Vec<_> = self
+            .env
+            .iter()
+            .map(|(n, v)| format!("{}={}", n.to_string_lossy(), quoted(v)))
+            .collect();
+        words.extend(self.through.iter().map(|word| quoted(word)));
+        words.push("sf-refresh".to_owned());
+        words.extend(self.args.iter().map(|word| quoted(word)));
+        words.join(" ")
+    }
+
+    /// Whether an option is on the command line, in its short or its long form.
+    fn has(&self, short: char, long: &str) -> bool {
+        self.args.iter().filter_map(|arg| arg.to_str()).any(|arg| {
+            let shorts = arg.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+            arg == long || shorts.is_some_and(|rest| rest.contains(short))
+        })
+    }
+
+    /// Whether stdout may get the whole document.
+    fn prints_document(&self) -> bool {
+        let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        words.iter().any(|word| ["-", "-ojson", "-o=json", "--output=json"].contains(&&**word))
+            || words
+                .windows(2)
+                .any(|pair| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json")
+    }
+}
+
+/// The binary under test.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_sf-refresh"))
+}
+
+/// A copy of the binary where every user can run it.
+fn copy_of_the_binary() -> TempDir {
+    let dir = TempDir::new();
+    // By another program: a file that is open for writing when another test forks is busy.
+    let copied = Command::new("cp").args([binary(), &dir.join("it")]).status();
+    assert!(copied.expect("cp").success(), "no copy of the binary");
+    set_mode(&dir.join("it"), 0o755);
+    dir
+}
+
+/// A stdout whose reader has gone away.
+pub fn closed_pipe() -> PipeWriter {
+    let (_, writer) = std::io::pipe().expect("a pipe");
+    writer
+}
+
+/// A stdout on a device that is full.
+pub fn full_device() -> fs::File {
+    fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full")
+}
+
+/// A stream that is read to its end on a thread of its own.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Receiver<()>,
+}
+
+impl Collected {
+    fn start(mut stream: impl Read + Send + 'static) -> Self {
+        let (sender, ended) = mpsc::channel();
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&bytes);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                let read = &buffer[..count];
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(read);
+            }
+            // The run may have been killed, and nobody waits.
+            let _ = sender.send(());
+        });
+        Self { bytes, ended }
+    }
+
+    /// What was read so far.
+    fn so_far(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All of it; nothing where it does not end.
+    fn all(&self) -> Option<Vec<u8>> {
+        self.ended.recv_timeout(WATCHDOG).ok().map(|()| self.so_far())
+    }
+}
+
+/// A run that has not been waited for; it is killed where that never happens.
+pub struct Running<'a> {
+    run: Run<'a>,
+    _copy: Option<TempDir>,
+    child: Child,
+    feeder: Option<JoinHandle<Option<std::io::Result<()>>>>,
+    stdout: Option<Collected>,
+    stderr: Option<Collected>,
+    before: Snapshot,
+    posts: usize,
+}
+
+impl Running<'_> {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until stderr has this text.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) {
+        wait_until(&format!("{text:?} on stderr of {}", self.run.shown()), || {
+            let stderr = self.stderr.as_ref().map(Collected::so_far).unwrap_or_default();
+            String::from_utf8_lossy(&stderr).contains(text)
+        });
+    }
+
+    /// Kills it without a chance to clean up, and waits for its end.
+    pub fn kill(mut self) -> ExitStatus {
+        drop(self.child.kill());
+        self.child.wait().expect("the end of a killed run")
+    }
+
+    /// Waits for its end, and holds it to what holds for every run.
+    #[track_caller]
+    pub fn wait(mut self) -> Outcome {
+        let Some(stderr) = self.stderr.take().and_then(|stderr| stderr.all()) else {
+            panic!("still running after {} s: {}", WATCHDOG.as_secs(), self.run.shown());
+        };
+        let stdout = self.stdout.take().and_then(|stdout| stdout.all());
+        let status = self.child.wait().expect("exit status");
+        if let Some(feeder) = self.feeder.take() {
+            drop(feeder.join());
+        }
+        let outcome = Outcome {
+            command: self.run.shown(),
+            status,
+            stdout: stdout.unwrap_or_default(),
+            stderr: String::from_utf8(stderr).expect("stderr in UTF-8"),
+            sent: self.run.posts() - self.posts,
+            before: std::mem::take(&mut self.before),
+            after: self.run.dir.snapshot(),
+        };
+        outcome.check(&self.run);
+        outcome
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // No more than an error where it has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+// ---- An endpoint that answers on a word ----
+
+/// An endpoint whose answer waits for the test: what happens meanwhile is the test's choice.
+pub struct Gate {
+    listener: TcpListener,
+}
+
+/// A request that waits for its answer.
+pub struct Held {
+    stream: TcpStream,
+    pub body: String,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("a listener that does not block");
+        Self { listener }
+    }
+
+    /// The URL of the token endpoint.
+    pub fn url(&self) -> String {
+        let address = self.listener.local_addr().expect("address");
+        format!("http://{address}{}", crate::server::TOKEN_PATH)
+    }
+
+    /// Waits for the next request.
+    #[track_caller]
+    pub fn request(&self) -> Held {
+        let mut accepted = None;
+        wait_until("a request", || {
+            accepted = self.listener.accept().ok();
+            accepted.is_some()
+        });
+        let (mut stream, _) = accepted.expect("a connection");
+        stream.set_nonblocking(false).expect("a stream that blocks");
+        stream.set_read_timeout(Some(WATCHDOG)).expect("a time-out");
+        let mut text = String::new();
+        let mut byte = [0];
+        let whole = |text: &str| {
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let head = head.to_ascii_lowercase();
+            let (_, length) = head.split_once("content-length: ")?;
+            let length: usize = length.lines().next()?.parse().ok()?;
+            (body.len() == length).then(|| body.to_owned())
+        };
+        loop {
+            if let Some(body) = whole(&text) {
+                return Held { stream, body };
+            }
+            stream.read_exact(&mut byte).expect("the rest of the request");
+            text.push(char::from(byte[0]));
+        }
+    }
+}
+
+impl Held {
+    /// Answers with this status and JSON.
+    pub fn answer(mut self, status: u16, body: &str) {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} It\r\nContent-Length: {length}\r\n");
+        let text = format!("{head}Content-Type: application/json\r\n\r\n{body}");
+        self.stream.write_all(text.as_bytes()).expect("to answer");
+    }
+}
+
+// ---- What came of a run ----
+
+/// What a run did.
+pub struct Outcome {
+    command: String,
+    status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    /// How many requests came in meanwhile.
+    pub sent: usize,
+    before: Snapshot,
+    after: Snapshot,
+}
+
+impl Outcome {
+    /// The exit status.
+    pub fn status(&self) -> i32 {
+        self.status.code().unwrap_or(-1)
+    }
+
+    /// stdout as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The lines on stderr.
+    pub fn lines(&self) -> Vec<&str> {
+        self.stderr.lines().collect()
+    }
+
+    /// Panics with all there is to know about this run.
+    #[track_caller]
+    pub fn fail(&self, why: &str) -> ! {
+        panic!(
+            "{why}\n  command: {}\n  {}\n  requests: {}\n  stdout: {:?}\n  stderr:\n{}",
+            self.command,
+            self.status,
+            self.sent,
+            self.text(),
+            self.stderr
+        );
+    }
+
+    /// Fails unless this holds.
+    #[track_caller]
+    pub fn assert(&self, holds: bool, why: &str) -> &Self {
+        if !holds {
+            self.fail(why);
+        }
+        self
+    }
+
+    #[track_caller]
+    pub fn assert_status(&self, status: i32) -> &Self {
+        self.assert(self.status() == status, &format!("exit status is not {status}"))
+    }
+
+    /// Exit status 0.
+    #[track_caller]
+    pub fn assert_ok(&self) -> &Self {
+        self.assert_status(0)
+    }
+
+    /// This exit status, nothing on stdout, something on stderr, and the folder as it was before.
+    #[track_caller]
+    pub fn assert_failed(&self, status: i32) -> &Self {
+        self.assert_status(status).assert_stdout("").assert_unchanged();
+        self.assert(self.stderr.starts_with("sf-refresh: "), "stderr does not say what happened")
+    }
+
+    /// As [`assert_failed`](Self::assert_failed), and no request came in.
+    #[track_caller]
+    pub fn assert_failed_unsent(&self, status: i32) -> &Self {
+        self.assert_failed(status).assert_sent(0)
+    }
+
+    /// Nothing in the folder has changed: no bytes, no mode, no owner, no time, no new name.
+    #[track_caller]
+    pub fn assert_unchanged(&self) -> &Self {
+        let differences = self.before.differences(&self.after);
+        self.assert(differences.is_empty(), &format!("the folder has changed:\n{differences}"))
+    }
+
+    /// So many requests came in meanwhile.
+    #[track_caller]
+    pub fn assert_sent(&self, count: usize) -> &Self {
+        self.assert(self.sent == count, &format!("not {count} requests"))
+    }
+
+    #[track_caller]
+    pub fn assert_stdout(&self, text: &str) -> &Self {
+        self.assert(self.stdout == text.as_bytes(), &format!("stdout is not {text:?}"))
+    }
+
+    /// stderr has this text somewhere.
+    #[track_caller]
+    pub fn assert_says(&self, text: &str) -> &Self {
+        self.assert(self.stderr.contains(text), &format!("stderr does not say {text:?}"))
+    }
+
+    #[track_caller]
+    pub fn assert_says_not(&self, text: &str) -> &Self {
+        self.assert(!self.stderr.contains(text), &format!("stderr says {text:?}"))
+    }
+
+    /// stderr has a hint with this text.
+    #[track_caller]
+    pub fn assert_hints(&self, text: &str) -> &Self {
+        let mut hints = self.stderr.lines().filter(|line| line.starts_with("hint: "));
+        self.assert(hints.any(|hint| hint.contains(text)), &format!("no hint has {text:?}"))
+    }
+
+    /// stderr is empty.
+    #[track_caller]
+    pub fn assert_silent(&self) -> &Self {
+        self.assert(self.stderr.is_empty(), "stderr is not empty")
+    }
+
+    /// What holds for every run.
+    #[track_caller]
+    fn check(&self, run: &Run) {
+        self.assert((0..=6).contains(&self.status()), "exit status is none of 0 to 6");
+        self.check_form(run);
+        let secrets = Secrets::of(run, self);
+        for secret in &secrets.all {
+            let leaks = spellings(secret).iter().any(|spelling| self.stderr.contains(spelling));
+            self.assert(!leaks, &format!("stderr holds the secret {secret:?}"));
+        }
+        if self.status() == 6 || run.prints_document() {
+            return;
+        }
+        let stdout = self.text();
+        for secret in secrets.all.difference(&secrets.access_tokens) {
+            let leaks = spellings(secret).iter().any(|spelling| stdout.contains(spelling));
+            self.assert(!leaks, &format!("stdout holds the secret {secret:?}"));
+        }
+    }
+
+    /// Each line on stderr is a message, a hint after a message, or part of what `-n` shows.
+    #[track_caller]
+    fn check_form(&self, run: &Run) {
+        let unfit = |c: char| c != '\n' && (c.is_control() || is_bidi(c));
+        self.assert(!self.stderr.contains(unfit), "stderr holds a control character");
+        self.assert(self.stderr.is_empty() || self.stderr.ends_with('\n'), "stderr ends in a line");
+        let mut after_message = false;
+        for line in self.stderr.lines() {
+            let is_message = line.len() > 12 && line.starts_with("sf-refresh: ");
+            let is_hint = line.len() > 6 && line.starts_with("hint: ");
+            let is_shown = run.has('n', "--dry-run") && is_of_the_request(line);
+            let fits = is_message || is_hint && after_message || is_shown;
+            self.assert(fits, &format!("stderr has a line of another form: {line:?}"));
+            let ends = line.ends_with('.') && !is_shown;
+            self.assert(!ends, &format!("stderr has a full stop at the end of {line:?}"));
+            after_message = is_message;
+        }
+        if self.status() != 0 {
+            self.assert(!self.stderr.is_empty(), "a failure without a word");
+        } else if run.has('q', "--quiet")
+            && !run.has('v', "--verbose")
+            && !run.has('n', "--dry-run")
+        {
+            self.assert_silent();
+        }
+    }
+}
+
+/// Characters that turn text round or end a line without being control characters.
+fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A line of the request as `-n` shows it.
+fn is_of_the_request(line: &str) -> bool {
+    let starts = ["POST http", "Accept: ", "Content-Type: ", "grant_type=refresh_token"];
+    let is = |start: &&str| line.starts_with(start);
+    line.is_empty() || line == "Authorization: Basic ***" || starts.iter().any(is)
+}
+
+// ---- Secrets ----
+
+/// What a run must not show.
+#[derive(Default)]
+struct Secrets {
+    all: BTreeSet<String>,
+    access_tokens: BTreeSet<String>,
+    client_secrets: BTreeSet<String>,
+}
+
+impl Secrets {
+    /// All that was in play: in the folder before and after, in the environment, on stdin, in
+    /// options and on the wire.
+    fn of(run: &Run, outcome: &Outcome) -> Self {
+        let mut secrets = Self::default();
+        let stdin = String::from_utf8_lossy(&run.stdin).into_owned();
+        let texts = outcome.before.texts().chain(outcome.after.texts()).chain([stdin]);
+        texts.for_each(|text| secrets.add_document(&text));
+        for (name, value) in &run.env {
+            secrets.add_variable(&name.to_string_lossy(), &value.to_string_lossy());
+        }
+        secrets.add_options(run);
+        secrets.all.extend(run.secrets.iter().cloned());
+        if let Some(server) = run.server {
+            secrets.all.extend(server.secrets());
+            secrets.access_tokens.extend(server.access_tokens());
+        }
+        // What is shorter is found in any text.
+        secrets.all.retain(|secret| secret.len() >= 4);
+        secrets
+    }
+
+    /// The tokens of a document, whole or not; the text itself where it is a line and no document.
+    fn add_document(&mut self, text: &str) {
+        let text = text.trim_start_matches('\u{FEFF}').trim();
+        if let Some(url) = text.strip_prefix("force://") {
+            self.add_sfdx(url);
+        } else if is_a_line(text) {
+            self.all.insert(text.to_owned());
+            self.client_secrets.insert(text.to_owned());
+        }
+        for name in ["access_token", "refresh_token", "id_token", "signature", "sfdxAuthUrl"] {
+            for value in string_members(text, name) {
+                match name {
+                    "access_token" => _ = self.access_tokens.insert(value.clone()),
+                    "sfdxAuthUrl" => self.add_sfdx(value.trim_start_matches("force://")),
+                    _ => {}
+                }
+                self.all.insert(value);
+            }
+        }
+    }
+
+    /// All parts of `ID:SECRET:REFRESH@HOST` that are secret.
+    fn add_sfdx(&mut self, url: &str) {
+        let grant = url.trim().rsplit_once('@').map_or(url, |(grant, _)| grant);
+        let mut parts = grant.rsplit(':');
+        self.all.extend(parts.next().map(str::to_owned));
+        let secret = parts.next().map(str::to_owned);
+        self.client_secrets.extend(secret.clone());
+        self.all.extend(secret);
+    }
+
+    fn add_variable(&mut self, name: &str, value: &str) {
+        match name.to_ascii_uppercase().as_str() {
+            "SF_CLIENT_SECRET" => {
+                self.all.insert(value.to_owned());
+                self.client_secrets.insert(value.to_owned());
+            }
+            "SFDX_AUTH_URL" => self.add_document(value),
+            "HTTPS_PROXY" | "ALL_PROXY" | "SF_TOKEN_ENDPOINT" => self.add_url(value),
+            _ => {}
+        }
+    }
+
+    /// User information and query of an URL.
+    fn add_url(&mut self, url: &str) {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        if let Some((user, _)) = rest.rsplit_once('@') {
+            let password = user.split_once(':').map_or(user, |(_, password)| password);
+            self.all.extend([user.to_owned(), password.to_owned()]);
+        }
+        self.all.extend(rest.split_once('?').map(|(_, query)| query.to_owned()));
+    }
+
+    /// The values of `--data`, what an endpoint URL hides, and Basic credentials.
+    fn add_options(&mut self, run: &Run) {
+        let words: Vec<_> = run.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let mut client_ids: Vec<String> = Vec::new();
+        for pair in words.windows(2) {
+            match (&*pair[0], &*pair[1]) {
+                ("-d" | "--data", field) => {
+                    let value = field.split_once('=').map(|(_, value)| value.to_owned());
+                    // A short one is a flag such as a scope.
+                    self.all.extend(value.filter(|v| v.len() >= 8 && v != "refresh_token"));
+                }
+                ("-e" | "--endpoint", url) => self.add_url(url),
+                ("-i" | "--client-id", id) => client_ids.push(id.to_owned()),
+                _ => {}
+            }
+        }
+        let by_env = run.env.iter().filter(|(name, _)| name == "SF_CLIENT_ID");
+        client_ids.extend(by_env.map(|(_, id)| id.to_string_lossy().into_owned()));
+        for (id, secret) in
+            client_ids.iter().flat_map(|id| self.client_secrets.iter().map(move |s| (id, s)))
+        {
+            let encoded = format!("{}:{}", form_encoded(id), form_encoded(secret));
+            self.all.insert(base64(encoded.as_bytes()));
+            self.all.insert(base64(format!("{id}:{secret}").as_bytes()));
+        }
+    }
+}
+
+/// Whether a text is one line and no JSON.
+fn is_a_line(text: &str) -> bool {
+    let is_short = text.len() < 4096;
+    is_short
+        && !text.contains(['\n', '{', '[', '\u{FFFD}', '\0'])
+        && serde_json::from_str::<Value>(text).is_err()
+}
+
+/// The string values of a member wherever it is in a text, be it whole JSON or not.
+fn string_members(text: &str, name: &str) -> Vec<String> {
+    let key = format!("\"{name}\"");
+    let values = text.match_indices(&key).filter_map(|(at, _)| {
+        let rest = text[at + key.len()..].trim_start().strip_prefix(':')?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        values.next()?.ok()?.as_str().map(str::to_owned)
+    });
+    values.collect()
+}
+
+/// How a secret may look in a text: as it is, in a form, in an URL, in JSON.
+fn spellings(secret: &str) -> [String; 4] {
+    let form = form_encoded(secret);
+    let json = Value::from(secret).to_string();
+    [secret.to_owned(), form.replace('+', "%20"), form, json[1..json.len() - 1].to_owned()]
+}
+
+/// `application/x-www-form-urlencoded`, as the URL standard has it.
+pub fn form_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b' ' => encoded.push('+'),
+            b'*' | b'-' | b'.' | b'_' => encoded.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            _ => _ = write!(encoded, "%{byte:02X}"),
+        }
+    }
+    encoded
+}
+
+/// Base64 with padding.
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| usize::from(chunk.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let digit = char::from(ALPHABET[bits >> (18 - 6 * i) & 0x3f]);
+            encoded.push(if i <= chunk.len() { digit } else { '=' });
+        }
+    }
+    encoded
+}
+
+/// Waits until something holds, at most as long as the watchdog; looks now and then.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + WATCHDOG;
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Removes a file, which may be missing.
+pub fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => panic!("{}: {e}", path.display()),
+        _ => {}
+    }
+}

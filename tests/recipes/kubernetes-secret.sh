@@ -1,0 +1,15 @@
+#!/bin/sh
+# Renews the token document in a Kubernetes Secret. Where the renewal fails, the Secret stays as it is.
+set -eu
+umask 077
+document=$(kubectl get secret salesforce --output 'jsonpath={.data.token\.json}' |
+    base64 -d | sf-refresh --client-id CONSUMER_KEY -)
+printf '%s\n' "$document" |
+    kubectl create secret generic salesforce --from-file token.json=/dev/stdin \
+        --dry-run=client --output yaml |
+    kubectl apply --filename - || {
+    # With rotation this is the only copy of the grant.
+    printf '%s\n' "$document" >rescued-token.json
+    echo "the Secret could not be written; the new token document is in rescued-token.json" >&2
+    exit 1
+}

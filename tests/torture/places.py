@@ -1,0 +1,481 @@
+"""Renews token files in the places where they are kept, kind ones and unkind ones.
+
+Each place is a test by its name. Those that need a mount namespace, root, or a file system that
+knows attributes are named as skipped, with the reason, where this machine has none.
+"""
+
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+
+import common
+from common import journal_of, parse, refresh, run
+
+NOBODY = 65534
+PLACES = []
+
+
+def place(name, *needs):
+    """Marks a test of a place, and what it needs: root, mounts, attributes."""
+    def mark(test):
+        PLACES.append((name, needs, test))
+        return test
+    return mark
+
+
+class Skip(Exception):
+    """Why a place cannot be had here."""
+
+
+class Room:
+    """A folder with a token file, and what became of it."""
+
+    def __init__(self, endpoint):
+        self.endpoint = endpoint
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-place-"))
+        self.folder.chmod(0o755)
+        self.mounts = []
+        self.wrong = []
+        self.grant = endpoint.live()
+        self.posts = endpoint.state()["posts"]
+
+    def put(self, path, mode=0o600):
+        """Writes the token file that holds the live grant."""
+        path = self.folder / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(common.document(self.grant))
+        path.chmod(mode)
+        return path
+
+    def mount(self, *words):
+        done = subprocess.run(["mount", *map(str, words)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Skip(f"mount: {done.stderr.strip()}")
+        if words[-1] not in self.mounts:
+            self.mounts.append(words[-1])
+
+    def tmpfs(self, *options):
+        """A file system of its own."""
+        folder = self.folder / "mounted"
+        folder.mkdir()
+        self.mount("-t", "tmpfs", "-o", ",".join(["size=64k", *options]), "tmpfs", folder)
+        return folder
+
+    def fails(self, *paths, status, **options):
+        """A run that has to end so, having sent nothing and changed nothing."""
+        before = [pathlib.Path(path).read_bytes() for path in paths]
+        result = run(refresh(self.endpoint.url, *paths), **options)
+        self.expect(result.returncode == status, f"{result.returncode}: {result.stderr!r}")
+        self.expect(self.endpoint.state()["posts"] == self.posts, "something was sent")
+        for path, data in zip(paths, before):
+            self.expect(pathlib.Path(path).read_bytes() == data, f"{path} was changed")
+            self.nothing_beside(pathlib.Path(path))
+        return result
+
+    def renews(self, path, status=0, real=None, delivers=True, **options):
+        """A run that has to save the new grant there, and leave nothing beside it."""
+        result = run(refresh(self.endpoint.url, path), **options)
+        state = self.endpoint.state()
+        real = pathlib.Path(real or path)
+        self.expect(result.returncode == status, f"{result.returncode}: {result.stderr!r}")
+        self.expect(state["posts"] == self.posts + 1, "not sent once")
+        token = parse(real.read_bytes())
+        saved = token and token["refresh_token"] == state["refresh_token"]
+        self.expect(saved, "the file has not the live refresh token")
+        if delivers:
+            line = f"{state['access_token']}\n".encode()
+            self.expect(result.stdout == line, f"stdout: {result.stdout!r}")
+        self.nothing_beside(real)
+        return result
+
+    def nothing_beside(self, path):
+        names = {entry.name for entry in path.resolve().parent.glob(".*sf-refresh*")}
+        self.expect(not names, f"left beside the file: {names}")
+
+    def expect(self, truth, otherwise):
+        if not truth:
+            self.wrong.append(otherwise)
+
+    def close(self):
+        for folder in reversed(self.mounts):
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+        for path in self.folder.rglob("*"):
+            if not path.is_symlink():
+                subprocess.run(["chattr", "-ia", str(path)], capture_output=True, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def as_nobody():
+    """Options that run a program as a user who owns nothing."""
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+
+
+@place("a plain file, as the measure of the others")
+def plain(room):
+    room.renews(room.put("token.json"))
+
+
+@place("a file named without a folder")
+def bare(room):
+    path = room.put("token.json")
+    room.renews("token.json", real=path, cwd=room.folder)
+
+
+@place("a file whose name has a blank, a newline and a dash in front")
+def odd_name(room):
+    path = room.put("-token\n 1.json")
+    room.renews(path)
+
+
+@place("a bind-mounted single file", "mounts")
+def bind(room):
+    outside, inside = room.put("outside/token.json"), room.put("inside/token.json")
+    room.mount("--bind", outside, inside)
+    room.renews(inside)
+    room.expect(outside.read_bytes() == inside.read_bytes(), "the mounted file has another text")
+    room.nothing_beside(outside)
+
+
+@place("a bind-mounted file after a save that was interrupted", "mounts")
+def bind_interrupted(room):
+    outside, inside = room.put("outside/token.json"), room.put("inside/token.json")
+    room.mount("--bind", outside, inside)
+    shutil.copy(inside, journal_of(inside))
+    inside.write_bytes(common.document("5Aep-RT-used-before"))
+    room.renews(inside)
+
+
+@place("a read-only root with one writable file", "mounts")
+def read_only_root(room):
+    outside = room.put("outside/token.json")
+    root = room.tmpfs()
+    inside = root / "token.json"
+    inside.touch()
+    room.mount("-o", "remount,ro", root)
+    room.mount("--bind", outside, inside)
+    room.renews(inside)
+
+
+@place("a file on a read-only file system", "mounts")
+def read_only_system(room):
+    folder = room.tmpfs()
+    path = room.put(folder / "token.json")
+    room.mount("-o", "remount,ro", folder)
+    room.fails(path, status=1)
+
+
+@place("a read-only file, as another user than root", "root")
+def read_only_file(room):
+    path = room.put("token.json", 0o400)
+    os.chown(path, NOBODY, NOBODY)
+    os.chown(room.folder, NOBODY, NOBODY)
+    room.fails(path, status=1, **as_nobody())
+
+
+@place("a read-only file, as root: its mode stays", "root")
+def read_only_file_as_root(room):
+    path = room.put("token.json", 0o400)
+    room.renews(path)
+    room.expect(stat.S_IMODE(path.stat().st_mode) == 0o400, oct(path.stat().st_mode))
+
+
+def fill(folder):
+    """Fills a file system to its last byte."""
+    with open(folder / "ballast", "wb", buffering=0) as ballast:
+        try:
+            while ballast.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+
+
+@place("a full tmpfs", "mounts")
+def full(room):
+    folder = room.tmpfs()
+    path = room.put(folder / "token.json")
+    fill(folder)
+    room.fails(path, status=1)
+
+
+@place("a tmpfs with one page left", "mounts")
+def nearly_full(room):
+    folder = room.tmpfs()
+    path = room.put(folder / "token.json")
+    spare = folder / "spare"
+    spare.write_bytes(b"x" * 4096)
+    fill(folder)
+    spare.unlink()
+    room.fails(path, status=1)
+
+
+@place("a tmpfs without room for one more file", "mounts")
+def no_inodes(room):
+    folder = room.tmpfs("nr_inodes=3")
+    path = room.put(folder / "token.json")
+    (folder / "last").touch()
+    room.fails(path, status=1)
+
+
+@place("a full tmpfs, to be saved in place", "mounts")
+def full_in_place(room):
+    folder = room.tmpfs()
+    path = room.put(folder / "token.json")
+    os.link(path, folder / "other.json")
+    fill(folder)
+    room.fails(path, status=1)
+
+
+@place("a symlink as Kubernetes lays it")
+def kubernetes(room):
+    real = room.put("..2024_01_01/token.json")
+    (room.folder / "..data").symlink_to("..2024_01_01")
+    link = room.folder / "token.json"
+    link.symlink_to("..data/token.json")
+    room.renews(link, real=real)
+    room.expect(os.readlink(link) == "..data/token.json", "the symlink was replaced")
+    room.expect((room.folder / "..data").is_symlink(), "the folder's symlink was replaced")
+    room.expect(not real.is_symlink(), "the target is a symlink")
+    room.nothing_beside(real)
+
+
+@place("a symlink to a place on another file system", "mounts")
+def far_symlink(room):
+    real = room.put(room.tmpfs() / "token.json")
+    link = room.folder / "token.json"
+    link.symlink_to(real)
+    room.renews(link, real=real)
+    room.expect(link.is_symlink(), "the symlink was replaced")
+
+
+@place("hard links: both names keep seeing one file")
+def hard_links(room):
+    path = room.put("token.json")
+    other = room.folder / "other.json"
+    os.link(path, other)
+    room.renews(path)
+    room.expect(path.stat().st_ino == other.stat().st_ino, "they are two files now")
+    room.posts += 1
+    room.renews(other)
+    room.expect(path.read_bytes() == other.read_bytes(), "they have two texts")
+
+
+@place("a folder that is not ours with a file that is", "root")
+def foreign_folder(room):
+    path = room.put("theirs/token.json")
+    os.chown(path, NOBODY, NOBODY)
+    room.renews(path, **as_nobody())
+    room.expect(path.stat().st_uid == NOBODY, "the owner changed")
+
+
+@place("a sticky folder with another user's file that all may write", "root")
+def sticky_folder(room):
+    path = room.put("shared/token.json", 0o666)
+    path.parent.chmod(0o1777)
+    room.renews(path, **as_nobody())
+    room.expect(path.stat().st_uid == 0, "the owner changed")
+
+
+@place("a group's file in a folder of the group", "root")
+def group_file(room):
+    path = room.put("group/token.json", 0o660)
+    os.chown(path, 1, NOBODY)
+    os.chown(path.parent, 0, NOBODY)
+    path.parent.chmod(0o2775)
+    room.renews(path, **as_nobody())
+    room.expect((path.stat().st_uid, path.stat().st_gid) == (1, NOBODY), "the owner changed")
+
+
+@place("mode and owner kept, as root", "root")
+def mode_and_owner(room):
+    path = room.put("token.json", 0o640)
+    os.chown(path, NOBODY, 1)
+    room.renews(path)
+    now = path.stat()
+    kept = (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode))
+    room.expect(kept == (NOBODY, 1, 0o640), f"now {kept}")
+
+
+@place("a strange umask: the mode stays")
+def strange_umask(room):
+    path = room.put("token.json", 0o664)
+    room.renews(path, umask=0o777)
+    room.expect(stat.S_IMODE(path.stat().st_mode) == 0o664, oct(path.stat().st_mode))
+
+
+@place("a file name of 255 bytes")
+def long_name(room):
+    room.renews(room.put("n" * 250 + ".json"))
+
+
+@place("a path of nearly 4,000 bytes")
+def long_path(room):
+    deep = room.folder
+    while len(str(deep)) < 3800:
+        deep /= "d" * 200
+    room.renews(room.put(deep / "token.json"))
+
+
+def attribute(path, flag):
+    done = subprocess.run(["chattr", flag, str(path)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Skip(done.stderr.strip())
+
+
+@place("chattr +i on the file", "root", "attributes")
+def immutable(room):
+    path = room.put("token.json")
+    attribute(path, "+i")
+    room.fails(path, status=1)
+
+
+@place("chattr +a on the file", "root", "attributes")
+def append_only(room):
+    path = room.put("token.json")
+    attribute(path, "+a")
+    room.fails(path, status=1)
+
+
+@place("chattr +i on the folder", "root", "attributes")
+def immutable_folder(room):
+    path = room.put("folder/token.json")
+    attribute(path.parent, "+i")
+    room.renews(path)
+
+
+@place("chattr +a on the folder: the journal can be made, and not renamed", "root", "attributes")
+def append_only_folder(room):
+    path = room.put("folder/token.json")
+    attribute(path.parent, "+a")
+    result = run(refresh(room.endpoint.url, path))
+    state = room.endpoint.state()
+    token = parse(path.read_bytes())
+    room.expect(result.returncode == 0, f"{result.returncode}: {result.stderr!r}")
+    room.expect(token["refresh_token"] == state["refresh_token"], "not the live refresh token")
+    # The journal cannot be removed there; what it holds must not come back.
+    room.posts = state["posts"]
+    again = run(refresh(room.endpoint.url, path))
+    room.expect(again.returncode in (0, 1), f"again: {again.returncode}: {again.stderr!r}")
+    room.expect(not room.endpoint.state()["revoked"], "a used refresh token was sent")
+
+
+@place("stdout full: saved, exit 6")
+def stdout_full(room):
+    with open("/dev/full", "wb") as disk:
+        streams = {"capture_output": False, "stdout": disk, "stderr": subprocess.PIPE}
+        room.renews(room.put("token.json"), status=6, delivers=False, **streams)
+
+
+@place("stdout a closed pipe: saved, exit 0")
+def stdout_pipe_closed(room):
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"capture_output": False, "stdout": writer, "stderr": subprocess.PIPE}
+    room.renews(room.put("token.json"), delivers=False, **streams)
+    os.close(writer)
+
+
+@place("stdout closed: saved, exit 0")
+def stdout_closed(room):
+    path = room.put("token.json")
+    options = {"preexec_fn": lambda: os.close(1)}
+    room.renews(path, delivers=False, **options)
+
+
+@place("all standard files closed: saved, and no text of ours in the token file")
+def all_closed(room):
+    path = room.put("token.json")
+    room.renews(path, delivers=False, preexec_fn=lambda: [os.close(n) for n in range(3)])
+    room.expect(path.read_bytes().rstrip().endswith(b"}"), "text after the document")
+
+
+@place("two different token files in one folder at once")
+def two_files(room):
+    second = common.Endpoint()
+    try:
+        first_path = room.put("one.json")
+        second_path = room.folder / "two.json"
+        second_path.write_bytes(common.document(second.live()))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        commands = [refresh(room.endpoint.url, first_path), refresh(second.url, second_path)]
+        started = [subprocess.Popen([str(word) for word in c], **pipes) for c in commands]
+        for process in started:
+            _, errors = process.communicate()
+            room.expect(process.returncode == 0, f"{process.returncode}: {errors!r}")
+        for path, endpoint in ((first_path, room.endpoint), (second_path, second)):
+            live = endpoint.state()["refresh_token"]
+            room.expect(parse(path.read_bytes())["refresh_token"] == live, f"{path.name} is old")
+            room.nothing_beside(path)
+    finally:
+        second.close()
+
+
+def lacks(needs, mounts):
+    """Why a place cannot be tried; None where it can."""
+    if "mounts" in needs and not mounts:
+        return "no mount namespace can be made here"
+    if "root" in needs and os.geteuid() != 0:
+        return "needs root"
+    if "attributes" in needs and not shutil.which("chattr"):
+        return "no chattr"
+    return None
+
+
+def enter_namespace():
+    """Starts this script again in a mount namespace of its own, where one can be had."""
+    if "SF_REFRESH_MOUNTS" in os.environ:
+        return os.environ["SF_REFRESH_MOUNTS"] == "yes"
+    ways = [["--mount"]] if os.geteuid() == 0 else [["--mount", "--map-root-user"]]
+    for way in ways:
+        command = ["unshare", *way, "--propagation", "private"]
+        probe = [*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(probe, capture_output=True).returncode == 0:
+            os.environ["SF_REFRESH_MOUNTS"] = "yes"
+            sys.stdout.flush()
+            os.execvp("unshare", [*command, sys.executable, *sys.argv])
+    return False
+
+
+def within_reach():
+    """Copies the program and the CA to where every user may read them."""
+    tools = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-tools-"))
+    tools.chmod(0o755)
+    common.PROGRAM = shutil.copy(common.PROGRAM, tools)
+    common.CA = shutil.copy(common.CA, tools)
+    os.chmod(common.CA, 0o644)
+    return tools
+
+
+def main(arguments):
+    wanted = [word for word in arguments if not word.startswith("-")]
+    mounts = enter_namespace()
+    tally = common.Tally()
+    endpoint = common.Endpoint()
+    tools = within_reach()
+    try:
+        for name, needs, test in PLACES:
+            if wanted and not any(word in name for word in wanted):
+                continue
+            reason = lacks(needs, mounts)
+            if reason:
+                tally.skip(name, reason)
+                continue
+            room = Room(endpoint)
+            try:
+                test(room)
+                tally.check(name, room.wrong)
+            except Skip as reason:
+                tally.skip(name, reason)
+            finally:
+                room.close()
+    finally:
+        endpoint.close()
+        shutil.rmtree(tools)
+    return tally.finish("places")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
