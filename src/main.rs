@@ -23,6 +23,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -174,7 +175,7 @@ fn refresh(session: &Session, path: &Path) -> Result<(), Error> {
             request.show();
             return Ok(());
         }
-        let mut save = file.prepare_save(&log)?;
+        let mut save = file.prepare_save(token.to_json().len(), &log)?;
         let keep = |reply: &[u8]| save.keep(reply);
         match session.exchange(&request, &deadline, &mut tries, &keep, &log)? {
             Some(reply) => {
@@ -226,6 +227,7 @@ fn filter(session: &Session) -> Result<(), Error> {
         request.show();
         return Ok(());
     }
+    check_stdout()?;
     let reply = loop {
         if let Some(reply) = session.exchange(&request, &deadline, &mut tries, &|_| (), &log)? {
             break reply;
@@ -1653,8 +1655,8 @@ fn never_sent(error: &ureq::Error, host: &str, via: Option<&str>) -> Refusal {
     };
     let network = "check the network, the host's name and the proxy; or run it again later";
     match error {
-        E::Other(cause) => later(format!("cannot find the host of {to}: {cause}"), network),
-        E::HostNotFound => later(format!("cannot find the host of {to}"), network),
+        E::Other(cause) => later(format!("cannot find {to}: {cause}"), network),
+        E::HostNotFound => later(format!("cannot find {to}"), network),
         E::Timeout(ureq::Timeout::Resolve) => {
             later(format!("no answer from the name server about {to}"), network)
         }
@@ -1678,9 +1680,10 @@ fn proxy_refused(
 ) -> Refusal {
     let status = reason.rsplit('/').next().and_then(|status| status.parse::<u16>().ok());
     match status {
-        Some(407) => {
+        // tinyproxy answers a wrong password with 401.
+        Some(status @ (401 | 407)) => {
             let hint = "put USER:PASSWORD@ before the host in HTTPS_PROXY";
-            wrong(format!("{to}: the proxy wants other credentials: HTTP 407"), hint)
+            wrong(format!("{to}: the proxy wants other credentials: HTTP {status}"), hint)
         }
         Some(status @ 500..) => {
             later(format!("{to}: the proxy got no connection: HTTP {status}"), "run it again later")
@@ -2061,11 +2064,17 @@ impl TokenFile {
         fs::remove_file(&path).map_err(failed)
     }
 
-    /// Proves that a save will work, and reserves what it needs, before the refresh token is spent.
-    fn prepare_save(&self, log: &Log) -> Result<Save<'_>, Error> {
+    /// Proves that a save will work before the refresh token is spent, and reserves room for a
+    /// document of `length` bytes and what the reply adds.
+    fn prepare_save(&self, length: usize, log: &Log) -> Result<Save<'_>, Error> {
+        let length = self.metadata.len().max(length as u64);
+        if length > MAX_DOCUMENT {
+            return Err(cannot("renew", &too_large()));
+        }
+        let room = length + RESERVE as u64;
         let mut save = Save { file: self, journal: None, reserved: false, granted: false };
         let hint = "make room, or put the file elsewhere; nothing was sent";
-        match self.make_journal() {
+        match self.make_journal(room) {
             Ok(journal) => save.journal = Some(journal),
             Err(e) if refuses_journal(&e) => {}
             Err(e) => {
@@ -2075,7 +2084,6 @@ impl TokenFile {
         }
         if save.journal.is_none() || self.metadata.nlink() > 1 {
             save.reserved = true;
-            let room = self.metadata.len() + RESERVE as u64;
             pad(&self.handle, self.metadata.len(), room)
                 .map_err(|e| Error::file(format!("cannot reserve room: {}", words(&e)), hint))?;
         }
@@ -2083,9 +2091,9 @@ impl TokenFile {
         Ok(save)
     }
 
-    /// Makes the journal, with the file's owner and mode and with room for the new document. Its
+    /// Makes the journal, with the file's owner and mode and `room` bytes for the new document. Its
     /// padding is blanks: a document that was written over them is whole before they are cut.
-    fn make_journal(&self) -> io::Result<File> {
+    fn make_journal(&self, room: u64) -> io::Result<File> {
         let path = journal_path(&self.path);
         let journal = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let made = journal.metadata()?;
@@ -2097,7 +2105,7 @@ impl TokenFile {
             if made.mode() & 0o7777 != mode {
                 journal.set_permissions(fs::Permissions::from_mode(mode))?;
             }
-            pad(&journal, 0, self.metadata.len() + RESERVE as u64)
+            pad(&journal, 0, room)
         })();
         prepared.map(|()| journal).inspect_err(|_| {
             let _ = fs::remove_file(&path);
@@ -2351,6 +2359,20 @@ fn hand_over(token: &Token, failure: NotSaved) -> Error {
             Error::undelivered(format!("{message}; the new document is on stdout"), hint)
         }
         (None, Err(e)) => rescue(token, &format!("{message}; {}", cannot_print(&e))),
+    }
+}
+
+/// Refuses to print an only copy to the null device, which is also where Rust's runtime leads a
+/// stdout that was closed.
+fn check_stdout() -> Result<(), Error> {
+    const NULL_DEVICE: u64 = 0x103; // major 1, minor 3 (Linux, Documentation/admin-guide/devices.txt)
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    match stdout.and_then(|stdout| stdout.metadata()) {
+        Ok(metadata) if metadata.rdev() == NULL_DEVICE => {
+            let message = "stdout is closed or /dev/null: the new document would be lost";
+            Err(Error::usage(message.to_owned(), "lead stdout into a file or a pipe"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -190,13 +190,15 @@ def take_turns(all_of_them, rounds):
 
 
 def per_file(options):
-    """The cost of a file for several numbers of files in one call, in seconds: count to median."""
+    """The cost of a file for several numbers of files in one call: (count, seconds, ratio to 1)."""
     folder = os.path.join(options.work, "many")
     os.makedirs(folder)
     files = [token_file(f"{folder}/{number}.json") for number in range(max(COUNTS))]
     calls = [Contender(n, "", sf_refresh(options.static, options, *files[:n])) for n in COUNTS]
-    take_turns(calls, max(5, options.rounds // 5))
-    return {call.name: statistics.median(call.seconds) / call.name for call in calls}
+    take_turns(calls, max(5, options.rounds // 4))
+    for call in calls:
+        seconds = statistics.median(call.seconds) / call.name
+        yield call.name, seconds, ratio(call, calls[0]) / call.name
 
 
 def table(headings, rows):
@@ -220,18 +222,22 @@ def main():
     options = parser.parse_args()
 
     measured = list(contenders(options))
+    load = os.getloadavg()[0]
+    if load > 1:
+        print(f"The machine is busy (load {load:.1f}): wall times say little.\n", file=sys.stderr)
     take_turns(measured, options.rounds)
     for contender in measured:
         contender.memory = peak_memory(contender)
     ours, _, floor, curl, script = measured[:5]
     for contender in (*measured[:2], floor, curl):
         contender.instructions = instructions(contender, options)
-    costs = per_file(options)
+    costs = list(per_file(options))
 
     print(
         f"{datetime.date.today()}, {os.uname().machine}, {os.cpu_count()} CPUs, "
         f"{options.rounds} rounds, {options.server} over TLS 1.3 on loopback, "
-        f"{file_system(options.work)} with fsync.\n"
+        f"{file_system(options.work)} with fsync, "
+        f"load {load:.1f} before it began.\n"
     )
     rows = []
     for one in measured:
@@ -253,8 +259,8 @@ def main():
     table(
         ["files in one call", "", *(str(count) for count in COUNTS)],
         [
-            ["cost of a file", "", *(f"{costs[count] * 1000:.2f} ms" for count in COUNTS)],
-            ["ratio", "", *(f"{costs[count] / costs[1]:.2f}" for count in COUNTS)],
+            ["cost of a file", "", *(f"{seconds * 1000:.2f} ms" for _, seconds, _ in costs)],
+            ["ratio", "", *(f"{to_one:.2f}" for _, _, to_one in costs)],
         ],
     )
     targets = [
@@ -264,7 +270,7 @@ def main():
         ("peak memory, to curl alone", ours.memory / curl.memory, 0.25),
         ("million instructions", ours.instructions / 1e6, 4.0),
         ("static binary, MB", os.path.getsize(options.static) / 1e6, 1.9),
-        ("a file of 300, to a single run", costs[300] / costs[1], 0.35),
+        ("a file of 300, to a single run", costs[COUNTS.index(300)][2], 0.35),
     ]
     table(
         ["target of sf-refresh, static", "", "measured", "at most"],

@@ -188,7 +188,7 @@ fn a_file_of_more_than_a_mebibyte_is_refused_and_one_of_less_is_not() {
 #[test]
 fn a_file_that_would_grow_too_large_to_be_read_again_is_refused_or_stays_readable() {
     let numbers = vec!["1"; 200_000].join(",");
-    let document = token_document().replace("\"Bearer\"", &format!("[{numbers}]"));
+    let document = format!(r#"{{"refresh_token":"{REFRESH_TOKEN}","numbers":[{numbers}]}}"#);
     let scenario = Scenario::strict().token(document);
     let first = scenario.run(&[]);
     if first.status() == 1 {

@@ -328,6 +328,9 @@ fn an_endpoint_that_could_betray_a_secret_is_refused() {
         let by_variable = scenario.bare().env("SF_TOKEN_ENDPOINT", url);
         let outcome = by_variable.args(["-i", CLIENT_ID, TOKEN_FILE]).run();
         outcome.assert_failed_unsent(2).assert_says("SF_TOKEN_ENDPOINT");
+        if url.starts_with("https://") {
+            outcome.assert_says("user information");
+        }
     }
 }
 

@@ -411,6 +411,19 @@ fn the_journal_has_the_file_s_mode_and_owner_and_room_for_more_before_anything_i
     run.kill();
 }
 
+#[test]
+fn the_room_reserved_is_enough_for_a_document_that_grows_when_it_is_spread_over_lines() {
+    let numbers = vec!["1"; 20_000].join(",");
+    let document = format!(r#"{{"refresh_token":"an-old-rt","numbers":[{numbers}]}}"#);
+    let scenario = Scenario::scripted([Reply::hang()]).token(&document);
+    let run = scenario.command().arg(TOKEN_FILE).start();
+    crate::harness::wait_until("a request", || scenario.server.posts() == 1);
+    let reserved = fs::metadata(scenario.journal()).expect("journal").len();
+    let spread = format!("{:#}\n", scenario.document()).len() as u64;
+    assert!(reserved > spread, "{reserved} bytes reserved, more than {spread} needed");
+    run.kill();
+}
+
 // ---- What happens between request and answer ----
 
 /// The answer of a [`Gate`].
