@@ -956,12 +956,10 @@ fn read_reply(
 ) -> Result<Map<String, Value>, Refusal> {
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     let json = parse_leniently(body);
-    if let (200..=299, Some(Value::Object(members))) = (status, &json) {
-        let token = members.get("access_token").and_then(Value::as_str).unwrap_or_default();
-        if check_token(token).is_ok() {
-            return Ok(members.clone());
-        }
-    }
+    let json = match (status, json) {
+        (200..=299, Some(Value::Object(members))) if is_grant(&members) => return Ok(members),
+        (_, json) => json,
+    };
     let json = json.as_ref();
     let code = json.and_then(|json| json.get("error")).and_then(Value::as_str);
     let refusal = match (status, code) {
@@ -972,6 +970,11 @@ fn read_reply(
         _ => not_a_reply(status, body, json),
     };
     Err(refusal)
+}
+
+/// Whether the members hold a usable access token (RFC 6749 appendix A.12).
+fn is_grant(members: &Map<String, Value>) -> bool {
+    members.get("access_token").and_then(Value::as_str).is_some_and(|t| check_token(t).is_ok())
 }
 
 /// JSON in UTF-8; where a server writes another encoding, its other characters are replaced, for a
@@ -2061,7 +2064,7 @@ impl TokenFile {
             return Ok(());
         }
         overwrite(&self.handle, bytes).map_err(failed)?;
-        fs::remove_file(&path).map_err(failed)
+        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(failed)
     }
 
     /// Proves that a save will work before the refresh token is spent, and reserves room for a
@@ -2074,15 +2077,19 @@ impl TokenFile {
         let room = length + RESERVE as u64;
         let mut save = Save { file: self, journal: None, reserved: false, granted: false };
         let hint = "make room, or put the file elsewhere; nothing was sent";
-        match self.make_journal(room) {
-            Ok(journal) => save.journal = Some(journal),
-            Err(e) if refuses_journal(&e) => {}
-            Err(e) => {
-                let message = format!("cannot make the journal: {}", words(&e));
-                return Err(Error::file(message, hint));
+        // A run by another of its names would not find the journal, and later runs by this one
+        // would take it for newer than what that run saved.
+        if self.metadata.nlink() == 1 {
+            match self.make_journal(room) {
+                Ok(journal) => save.journal = Some(journal),
+                Err(e) if refuses_journal(&e) => {}
+                Err(e) => {
+                    let message = format!("cannot make the journal: {}", words(&e));
+                    return Err(Error::file(message, hint));
+                }
             }
         }
-        if save.journal.is_none() || self.metadata.nlink() > 1 {
+        if save.journal.is_none() {
             save.reserved = true;
             pad(&self.handle, self.metadata.len(), room)
                 .map_err(|e| Error::file(format!("cannot reserve room: {}", words(&e)), hint))?;
@@ -2147,20 +2154,18 @@ impl Save<'_> {
         let journal = self.journal.as_ref().map(|journal| rewrite(journal, document));
         let whole = matches!(journal, Some(Ok(())));
         let path = journal_path(&self.file.path);
-        let renamed = whole && !self.reserved && fs::rename(&path, &self.file.path).is_ok();
-        if renamed {
+        if whole && fs::rename(&path, &self.file.path).is_ok() {
             return match sync_parent(&self.file.path) {
                 Ok(()) => Ok("saved"),
                 Err(_) => Ok("saved, but the folder could not be synced to the disk"),
             };
         }
         match self.file.check_in_place().and_then(|()| overwrite(&self.file.handle, document)) {
-            Ok(()) => {
-                if self.journal.is_some() {
-                    let _ = fs::remove_file(&path);
-                }
-                Ok("saved in place")
-            }
+            Ok(()) if self.journal.is_none() => Ok("saved in place"),
+            Ok(()) => match fs::remove_file(&path).and_then(|()| sync_parent(&path)) {
+                Ok(()) => Ok("saved in place"),
+                Err(_) => Ok("saved in place, but its journal cannot be removed: remove it"),
+            },
             Err(cause) => Err(NotSaved { cause, journal: whole.then_some(path) }),
         }
     }

@@ -16,10 +16,10 @@ checkout() {
 
 # step NAME COMMAND...: passes where the command does; leaves what it said in $work/out.
 step() {
-    name=$1
+    title=$1
     shift
     status=0
     "$@" >"$work/out" 2>&1 </dev/null || status=$?
-    check "$name" "$([ $status = 0 ] || echo "exit status $status")"
+    check "$title" "$([ $status = 0 ] || echo "exit status $status")"
     return $status
 }
