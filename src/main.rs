@@ -963,7 +963,7 @@ fn read_reply(
     let json = json.as_ref();
     let code = json.and_then(|json| json.get("error")).and_then(Value::as_str);
     let refusal = match (status, code) {
-        (300..=399, _) => redirected(status, location),
+        (300..=399, _) => redirected(status, location, secrets),
         (408 | 420 | 429 | 500..=599, _) => busy(status, code, json, secrets),
         (_, Some(code)) => refused(code, json, secrets),
         (200..=299, None) if is_cut_short(body) => lost("the reply ends in the middle"),
@@ -977,13 +977,35 @@ fn is_grant(members: &Map<String, Value>) -> bool {
     members.get("access_token").and_then(Value::as_str).is_some_and(|t| check_token(t).is_ok())
 }
 
-/// JSON in UTF-8; where a server writes another encoding, its other characters are replaced, for a
-/// grant must not be lost to the name of its user.
+/// JSON in UTF-8; where a server writes another encoding or half a surrogate pair, these characters
+/// are replaced, for a grant must not be lost to the name of its user.
 fn parse_leniently(body: &[u8]) -> Option<Value> {
-    match std::str::from_utf8(body) {
-        Ok(text) => serde_json::from_str(text).ok(),
-        Err(_) => serde_json::from_str(&String::from_utf8_lossy(body)).ok(),
+    let text = String::from_utf8_lossy(body);
+    let parsed = serde_json::from_str(&text);
+    parsed.or_else(|_| serde_json::from_str(&without_lone_surrogates(&text))).ok()
+}
+
+/// JSON with U+FFFD for each half of a surrogate pair, which its grammar allows (RFC 8259 §8.2).
+fn without_lone_surrogates(json: &str) -> String {
+    let unit = |escape: &str| {
+        let digits = escape.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let (mut whole, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        whole.push_str(before);
+        let next = escape.get(6..).and_then(unit);
+        let (piece, length) = match (unit(escape), next) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => (escape, 12),
+            (Some(0xD800..=0xDFFF), _) => ("\\ufffd", 6),
+            // An escaped backslash escapes nothing.
+            _ => (escape, 1 + escape[1..].chars().next().map_or(0, char::len_utf8)),
+        };
+        whole.push_str(piece.get(..length).unwrap_or(piece));
+        rest = &escape[length..];
     }
+    whole + rest
 }
 
 /// Whether a body is the beginning of a JSON object.
@@ -993,10 +1015,10 @@ fn is_cut_short(body: &[u8]) -> bool {
 }
 
 /// A redirect, which would take the refresh token to another place: only its host is told.
-fn redirected(status: u16, location: Option<&str>) -> Refusal {
+fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Refusal {
     let host = location
         .and_then(|url| url.parse::<Uri>().ok())
-        .and_then(|uri| uri.host().map(|host| format!(" to {host}")))
+        .and_then(|uri| uri.host().map(|host| format!(" to {}", secrets.mask(host))))
         .unwrap_or_default();
     let message = format!("redirect refused: HTTP {status}{host}");
     let hint = "give the endpoint itself with --endpoint: for Salesforce your My Domain host";
@@ -1129,22 +1151,20 @@ fn said(code: &str, json: Option<&Value>, secrets: &Secrets) -> String {
 struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Adds a secret as it is and as it stands in a form.
+    /// Adds a secret, unless it is empty.
     fn add(&mut self, secret: &str) {
-        for spelling in [secret.to_owned(), form_encoded(secret)] {
-            if !spelling.is_empty() && !self.0.contains(&spelling) {
-                self.0.push(spelling);
-            }
+        if !secret.is_empty() && !self.0.iter().any(|known| known == secret) {
+            self.0.push(secret.to_owned());
         }
         // The longest first: a secret may be part of another.
-        self.0.sort_by_key(|spelling| std::cmp::Reverse(spelling.len()));
+        self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 
     /// A server's text without control characters and secrets, at most [`MAX_SHOWN`] characters.
     fn mask(&self, text: &str) -> String {
         let mut shown: String = text.chars().filter(|c| is_printable(*c)).collect();
         for secret in &self.0 {
-            shown = shown.replace(secret, "***");
+            shown = masked(&shown, secret);
         }
         match shown.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => format!("{}…", &shown[..end]),
@@ -1153,10 +1173,47 @@ impl Secrets {
     }
 }
 
+/// A text with `***` in place of a secret, however much of that is encoded as in an URL or a form.
+fn masked(text: &str, secret: &str) -> String {
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(first) = rest.chars().next() {
+        let length = spelled_length(rest.as_bytes(), secret.as_bytes());
+        let (piece, length) = match length.filter(|length| rest.is_char_boundary(*length)) {
+            Some(length) => ("***", length),
+            None => (&rest[..first.len_utf8()], first.len_utf8()),
+        };
+        shown.push_str(piece);
+        rest = &rest[length..];
+    }
+    shown
+}
+
+/// How many bytes at the start of a text are a secret: as it is, or some of it as `%XX` and `+`.
+fn spelled_length(text: &[u8], secret: &[u8]) -> Option<usize> {
+    if text.starts_with(secret) {
+        return Some(secret.len());
+    }
+    let mut length = 0;
+    for byte in secret {
+        length += match text.get(length..)? {
+            [b'%', high, low, ..] if hex_byte(*high, *low) == Some(*byte) => 3,
+            [b'+', ..] if *byte == b' ' => 1,
+            [same, ..] if same == byte => 1,
+            _ => return None,
+        };
+    }
+    Some(length)
+}
+
+/// The byte that two hexadecimal digits are.
+fn hex_byte(high: u8, low: u8) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+}
+
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    let is_bidi =
-        matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let is_bidi = matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     !c.is_control() && !is_bidi && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 
@@ -1375,7 +1432,10 @@ fn read_roots(origin: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Er
     let mut roots = Vec::new();
     for item in ureq::tls::parse_pem(&pem) {
         match item {
-            Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
+            Ok(PemItem::Certificate(certificate)) if is_whole(certificate.der()) => {
+                roots.push(certificate);
+            }
+            Ok(PemItem::Certificate(_)) => return Err(bad("holds a damaged certificate")),
             Ok(_) => {}
             Err(_) => return Err(bad("is not PEM")),
         }
@@ -1384,6 +1444,18 @@ fn read_roots(origin: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Er
         return Err(bad("holds no certificate"));
     }
     Ok(roots)
+}
+
+/// Whether DER is one SEQUENCE of the length it says, as a certificate is (RFC 5280 §4.1). rustls
+/// would leave out what is not, and then trust nobody.
+fn is_whole(der: &[u8]) -> bool {
+    match der {
+        [0x30, 0x81, length, rest @ ..] => rest.len() == usize::from(*length),
+        [0x30, 0x82, high, low, rest @ ..] => {
+            rest.len() == usize::from(u16::from_be_bytes([*high, *low]))
+        }
+        _ => false,
+    }
 }
 
 /// One refresh request (RFC 6749 §6), ready to be sent.
@@ -1568,8 +1640,9 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// How long to wait (RFC 9110 §10.2.3): seconds, or a date, read against the server's own clock.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = header(headers, "retry-after")?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // More than fits is more than any time-out.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let now = header(headers, "date").and_then(http_date);
     let now =
@@ -1581,7 +1654,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 fn http_date(text: &str) -> Option<u64> {
     const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
     let mut words = text.split([' ', ':']).skip(1);
-    let day: u64 = words.next()?.parse().ok()?;
+    let day: u64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
     let month = words.next().filter(|name| name.len() == 3).and_then(|name| MONTHS.find(name))? / 3;
     let year: u64 = words.next()?.parse().ok().filter(|year| (1970..=9999).contains(year))?;
     let mut next = || words.next()?.parse::<u64>().ok().filter(|n| *n < 61);
@@ -1829,7 +1902,7 @@ impl Tries {
             return Err(self.give_up());
         }
         self.left -= 1;
-        self.wait *= 2;
+        self.wait = self.wait.saturating_mul(2);
         thread::sleep(wait);
         Ok(())
     }
@@ -2063,7 +2136,8 @@ impl TokenFile {
             self.handle = journal;
             return Ok(());
         }
-        overwrite(&self.handle, bytes).map_err(failed)?;
+        let length = self.handle.metadata().map_err(failed)?.len();
+        overwrite(&self.handle, bytes, length, length).map_err(failed)?;
         fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(failed)
     }
 
@@ -2075,7 +2149,7 @@ impl TokenFile {
             return Err(cannot("renew", &too_large()));
         }
         let room = length + RESERVE as u64;
-        let mut save = Save { file: self, journal: None, reserved: false, granted: false };
+        let mut save = Save { file: self, journal: None, reserved: false, room, granted: false };
         let hint = "make room, or put the file elsewhere; nothing was sent";
         // A run by another of its names would not find the journal, and later runs by this one
         // would take it for newer than what that run saved.
@@ -2133,8 +2207,9 @@ impl Drop for TokenFile {
 struct Save<'a> {
     file: &'a TokenFile,
     journal: Option<File>,
-    /// The file itself was padded, to be overwritten in place.
+    /// The file itself was padded to `room` bytes, to be overwritten in place.
     reserved: bool,
+    room: u64,
     granted: bool,
 }
 
@@ -2160,7 +2235,10 @@ impl Save<'_> {
                 Err(_) => Ok("saved, but the folder could not be synced to the disk"),
             };
         }
-        match self.file.check_in_place().and_then(|()| overwrite(&self.file.handle, document)) {
+        let old = self.file.metadata.len();
+        let room = if self.reserved { self.room } else { old };
+        let written = overwrite(&self.file.handle, document, old, room);
+        match written.and_then(|()| self.file.check_in_place()) {
             Ok(()) if self.journal.is_none() => Ok("saved in place"),
             Ok(()) => match fs::remove_file(&path).and_then(|()| sync_parent(&path)) {
                 Ok(()) => Ok("saved in place"),
@@ -2241,22 +2319,20 @@ fn rewrite(file: &File, document: &[u8]) -> io::Result<()> {
 /// Writes a document over `length` bytes of something else, with blanks over what it is shorter:
 /// a run that is killed before the cut leaves JSON.
 fn write_over(file: &File, document: &[u8], length: u64) -> io::Result<()> {
-    let blanks = usize::try_from(length).unwrap_or_default().saturating_sub(document.len());
-    let mut bytes = Vec::with_capacity(document.len() + blanks);
-    bytes.extend_from_slice(document);
-    bytes.resize(document.len() + blanks, b' ');
+    let mut bytes = document.to_vec();
+    bytes.resize(document.len().max(usize::try_from(length).unwrap_or_default()), b' ');
     file.write_all_at(&bytes, 0)
 }
 
-/// Overwrites the token file in place. What it holds stays whole until there is room for all.
-fn overwrite(file: &File, document: &[u8]) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    if (document.len() as u64) > length {
-        pad(file, length, document.len() as u64).inspect_err(|_| {
-            let _ = file.set_len(length);
+/// Overwrites the token file in place: `old` bytes, blanks up to `room`. What it holds stays whole
+/// until there is room for all.
+fn overwrite(file: &File, document: &[u8], old: u64, room: u64) -> io::Result<()> {
+    if document.len() as u64 > room {
+        pad(file, room, document.len() as u64).inspect_err(|_| {
+            let _ = file.set_len(old);
         })?;
     }
-    write_over(file, document, length)?;
+    write_over(file, document, old)?;
     file.sync_all()?;
     file.set_len(document.len() as u64)?;
     file.sync_all()

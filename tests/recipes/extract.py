@@ -2,7 +2,7 @@
 
 extract.py gitlab FILE          the script of the job
 extract.py github FILE STEP     the script of a step, by its number
-extract.py kubernetes FILE      the arguments of the CronJob's container, one a line
+extract.py kubernetes FILE      what the CronJob's container gets: NAME=VALUE and arguments, one a line
 extract.py shown README FILE    the lines of a recipe that the README lacks
 """
 
@@ -22,7 +22,8 @@ def github(path, step):
 def kubernetes(path):
     job = next(one for one in load(path) if one["kind"] == "CronJob")
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    print("\n".join(container["args"]))
+    print("\n".join(f"{one['name']}={one['value']}" for one in container["env"]))
+    print("sf-refresh", *container["args"], sep="\n")
 
 
 def shown(readme, path):

@@ -51,6 +51,7 @@ recipe() {
 
 # renewed FILE: the problem, where it does not hold a token that the endpoint gave.
 renewed() {
+    [ -e "$1" ] || { echo "exit status $status; no $1" && return; }
     [ "$status" = 0 ] || echo "exit status $status"
     case $(member "$1" access_token) in
         '' | *the-old-access-token) echo "$1 was not renewed" ;;
@@ -195,6 +196,7 @@ run_dockerfile() {
     image=$work/image
     mkdir -p "$image/data"
     sed -n 's/^COPY //p' "$here/Dockerfile" | while read -r from to; do
+        mkdir -p "$(dirname "$image$to")"
         cp "$(dirname "$binary")/$from" "$image$to"
     done
     new_token "$image/data/token.json"
@@ -283,7 +285,7 @@ run_ci() {
     endpoint --strict --rotate
     new_token "$site/token.json"
     # shellcheck disable=SC2046
-    recipe SF_CLIENT_ID=CONSUMER_KEY sf-refresh \
+    recipe \
         $($yaml kubernetes "$here/kubernetes-cronjob.yaml" | sed "s|/data/|$site/|")
     check "the CronJob's command renews" "$(renewed "$site/token.json")"
 }
@@ -367,7 +369,7 @@ JSON
         recipe SF_TOKEN_ENDPOINT= SF_SAYS="$work/sf.json" sh "$here/first-token.sh"
         problem=$(renewed "$site/token.json")
         [ "$(stat -c %a "$site/token.json" 2>&1)" = 600 ] || problem="$problem; not mode 600"
-        case $(member "$site/token.json" refresh_token) in
+        case $(member "$site/token.json" refresh_token 2>&1) in
             '' | 5Aep-RT-0-first) problem="$problem; no new refresh token" ;;
         esac
         check "a login of sf becomes a token file (${form%%5*}…)" "${problem#; }"

