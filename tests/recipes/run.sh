@@ -285,8 +285,7 @@ run_ci() {
     endpoint --strict --rotate
     new_token "$site/token.json"
     # shellcheck disable=SC2046
-    recipe \
-        $($yaml kubernetes "$here/kubernetes-cronjob.yaml" | sed "s|/data/|$site/|")
+    recipe $($yaml kubernetes "$here/kubernetes-cronjob.yaml" | sed "s|/data/|$site/|")
     check "the CronJob's command renews" "$(renewed "$site/token.json")"
 }
 

@@ -18,7 +18,7 @@ git ls-files -z | tar --create --null --files-from=- | tar --extract --directory
 ${CARGO:-cargo} vendor --quiet --locked --respect-source-config --versioned-dirs \
     "$stage/$name/vendor" >/dev/null
 mkdir -p "$stage/$name/.cargo"
-cat >"$stage/$name/.cargo/config.toml" <<'TOML'
+cat >>"$stage/$name/.cargo/config.toml" <<'TOML'
 [source.crates-io]
 replace-with = "vendored-sources"
 

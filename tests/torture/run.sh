@@ -29,9 +29,7 @@ fi
 if [ -z "${SF_REFRESH:-}" ]; then
     # The static program is what ships; without its target, the one for this machine.
     static=$(uname -m)-unknown-linux-musl
-    rustup target add "$static" >/dev/null 2>&1
-    if env "CC_$(uname -m)_unknown_linux_musl=cc" \
-        cargo build --quiet --release --locked --target "$static"
+    if sh tests/ship/static.sh "$static" >/dev/null 2>&1
     then
         SF_REFRESH=$target/$static/release/sf-refresh
     else
