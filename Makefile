@@ -46,9 +46,10 @@ test:
 e2e:
 	sh tests/e2e/run.sh
 
-# Kill it at each system call, fail each, run many at once
+# Kill it at each system call, fail each, run many at once; COUNT=200000 for so many mutations
 torture:
 	sh tests/torture/run.sh
+	$(if $(COUNT),SF_REFRESH_MUTATIONS=$(COUNT) $(CARGO) test --locked --test cli mutations::)
 
 # Speed and size, beside other programs for the same work
 bench:
