@@ -19,7 +19,7 @@ export STAND_IN
 # The document is not synced before it takes the place of the old one.
 no_fsync='/^fn rewrite(/,/^}/ s/file\.sync_all()/Ok(())/'
 # The old text is cut off first, as an editor would do it.
-truncate_first='/^fn overwrite(/,/^}/ s/^    let length = /    file.set_len(0)?;\n&/'
+truncate_first='/^fn overwrite(/,/^}/ s/^    if document/    file.set_len(0)?;\n&/'
 # What could not be saved is cleaned up, and with it the only copy.
 delete_journal='/fn commit(/,/^    }/ s/Err(cause) => Err(/Err(cause) => { let _ = fs::remove_file(\&path); Err(/
 /fn commit(/,/^    }/ s/then_some(path) }),/then_some(path) }) }/'
