@@ -1,7 +1,7 @@
 #!/bin/sh
 # The main job, whole: renews a sample token file against a stand-in endpoint on this machine.
 set -eu
-bin=${CARGO_TARGET_DIR:-target}/debug
+bin=$(realpath "${CARGO_TARGET_DIR:-target}/debug")
 work=$(mktemp -d)
 trap 'kill "$endpoint" 2>/dev/null || true; rm -rf "$work"' EXIT
 
@@ -22,7 +22,7 @@ until [ -s "$work/url" ]; do sleep 0.1; done
 echo "== token.json before"
 cat "$work/token.json"
 echo "== sf-refresh --client-id CONSUMER_KEY --endpoint $(cat "$work/url") token.json"
-(cd "$work" && env -u SSL_CERT_FILE "$OLDPWD/$bin/sf-refresh" \
+(cd "$work" && env -u SSL_CERT_FILE "$bin/sf-refresh" \
     --client-id 3MVG9.test_client-id --endpoint "$(cat url)" token.json)
 echo "== token.json after"
 cat "$work/token.json"
