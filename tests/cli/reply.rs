@@ -515,31 +515,8 @@ fn retry_after_in_seconds_is_waited_for() {
 }
 
 #[test]
-fn retry_after_as_a_date_is_read_against_the_servers_own_clock() {
-    let dated = |date: &str, after: &str| {
-        let busy = Reply::html(429).header("Date", date);
-        time_of_two_tries(busy.header("Retry-After", after))
-    };
-    let new_year = "Thu, 31 Dec 1998 23:59:58 GMT";
-    assert!(dated(new_year, "Fri, 01 Jan 1999 00:00:00 GMT") >= Duration::from_secs(2));
-    // Far in the future by this machine's clock, and just now by the server's.
-    dated("Thu, 29 Feb 2096 12:00:00 GMT", "Thu, 29 Feb 2096 12:00:00 GMT");
-    dated("Thu, 29 Feb 2096 12:00:00 GMT", "Thu, 01 Jan 1998 12:00:00 GMT");
-    // Without a date of the server's it is this machine's clock that counts.
-    time_of_two_tries(Reply::html(503).header("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT"));
-}
-
-#[test]
 fn a_wait_beyond_the_time_out_ends_the_run_at_once() {
-    for after in [
-        "100",
-        "101",
-        "4294967296",
-        "18446744073709551615",
-        "99999999999999999999",
-        "Fri, 31 Dec 2099 23:59:59 GMT",
-        "Fri, 31 Dec 9999 23:59:59 GMT",
-    ] {
+    for after in ["100", "101", "4294967296", "18446744073709551615", "99999999999999999999"] {
         let scenario = Scenario::scripted([Reply::html(503).header("Retry-After", after)]);
         let start = Instant::now();
         let outcome = scenario.run(&["--timeout", "100", "--retry", "9"]);
@@ -550,26 +527,13 @@ fn a_wait_beyond_the_time_out_ends_the_run_at_once() {
 
 #[test]
 fn a_retry_after_that_means_nothing_is_as_if_there_were_none() {
-    for after in [
-        "",
-        "soon",
-        "-1",
-        "1.5",
-        "0x10",
-        "Sun, 18446744073709551615 Nov 1994 08:49:37 GMT",
-        "Sun, 06 Nov 18446744073709551615 08:49:37 GMT",
-        "Sun, 00 Jan 1970 00:00:00 GMT",
-        "Sun, 06 Xyz 1994 08:49:37 GMT",
-        "Sun, 06 Nov 1994 99:99:99 GMT",
-        "Sun, 06 Nov",
-    ] {
+    for after in ["", "soon", "-1", "1.5", "0x10", "Fri, 31 Dec 2099 23:59:59 GMT"] {
         let busy = Reply::html(503).header("Retry-After", after);
         let scenario = Scenario::scripted([busy, grant()]);
         let outcome = scenario.run(&["--retry", "0"]);
         outcome.assert_failed(4).assert_sent(1).assert_says("HTTP 503");
     }
-    let nonsense = "Sun, 18446744073709551615 Nov 1994 08:49:37 GMT";
-    time_of_two_tries(Reply::html(503).header("Retry-After", nonsense));
+    time_of_two_tries(Reply::html(503).header("Retry-After", "Fri, 31 Dec 2099 23:59:59 GMT"));
 }
 
 // ---- Already being processed ----
