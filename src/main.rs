@@ -4,16 +4,18 @@
 //!
 //! 1. open and lock it; adopt what another run has just renewed; finish an interrupted save
 //! 2. parse it, and see whether the token is young enough to leave alone
-//! 3. make the journal `.NAME.sf-refresh` beside it and reserve room, so that the save will work
-//! 4. POST the refresh token to the token endpoint, read the reply, merge it into the JSON
-//! 5. write the journal, fsync, rename it over the file, fsync the folder
+//! 3. connect; hold back stop signals; make the journal `.NAME.sf-refresh` beside the file, so that
+//!    the save is sure to work; only then send the refresh token
+//! 4. read the reply, keep it in the journal as it came, merge it into the JSON
+//! 5. write the journal, fsync, swap it with the file, fsync the folder
 //! 6. print the result
 //!
 //! What holds at every step:
 //!
 //! - Once the server has answered, our copy of the grant may be the only one. It is in the journal
 //!   before anything else happens, and nothing that holds the only copy is ever deleted.
-//! - What may have reached the server is never sent twice.
+//! - What another program has put into the file is never overwritten.
+//! - A refresh token is sent again only if its answer was lost.
 //! - Secrets go to the token endpoint, into the token file and to stdout, and nowhere else.
 //!
 //! Exit status: see [`Exit`]; 0 is renewed or still fresh, 70 a bug.
@@ -26,15 +28,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{mem, sync::mpsc, thread};
 
-use serde_json::{Map, Value};
-use ureq::http::{HeaderMap, Uri};
+use serde_json::{Map, Number, Value};
+use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::time::Instant as UreqInstant;
+use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector};
+use ureq::unversioned::transport::{NextTimeout, RustlsConnector, TcpConnector, Transport};
 use ureq::{Agent, Proxy, SendBody};
 
 /// What `--help` prints; README and man page are held to it by tests.
@@ -50,17 +53,21 @@ Options:
   -s, --client-secret-file FILE the file that holds the app's secret
                                 (or the secret in SF_CLIENT_SECRET)
       --basic                   send id and secret in an Authorization header
+  -g, --grant-type TYPE         refresh_token (default), or one that can make
+                                the token file, with its fields by --data:
+                                client_credentials, authorization_code, ...
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
   -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT)
       --sfdx-url-file FILE      take client id, secret, endpoint and first
-                                refresh token from an sfdx auth URL
-                                (or the URL in SFDX_AUTH_URL)
+                                refresh token from an sfdx auth URL in any
+                                text; - is stdin (or the URL in SFDX_AUTH_URL)
       --ca-cert FILE            trust these PEM roots in place of the bundled
                                 ones (or SSL_CERT_FILE)
-      --timeout SECONDS         for the whole run on one file; default 30
+      --timeout SECONDS         for lock, name and connection, and as long
+                                again for the answer; default 30
       --retry N                 tries after a failure in which nothing was
-                                processed; default 2
+                                processed, or an answer was lost; default 2
       --if-older-than AGE       send nothing while the token is younger:
                                 90s, 45m, 2h, 7d
   -o, --output FORMAT           what stdout gets: token (default), header, env,
@@ -82,6 +89,7 @@ Exit status:
   4  temporary: run it again later
   5  the set-up is wrong: client, endpoint, certificate, proxy
   6  granted, but the result could not be delivered
+  128+N  stopped by signal N with files still to do
 ";
 
 /// The endpoint if neither an option nor the token file says otherwise.
@@ -90,10 +98,14 @@ const PRODUCTION_ENDPOINT: &str = "https://login.salesforce.com/services/oauth2/
 const SANDBOX_ENDPOINT: &str = "https://test.salesforce.com/services/oauth2/token";
 /// The login host of sandboxes.
 const SANDBOX_HOST: &str = "test.salesforce.com";
-/// The client id that the short form of an sfdx auth URL stands for.
+/// The client id of the `sf` CLI itself, if an sfdx auth URL names none.
 const PLATFORM_CLI: &str = "PlatformCLI";
+/// What `--version` prints.
+const VERSION: &str = concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n");
+/// The member of a document and the field of a form, and the grant type by default.
+const REFRESH_TOKEN: &str = "refresh_token";
 /// The members of documents and replies that hold tokens.
-const TOKENS: [&str; 3] = ["access_token", "refresh_token", "id_token"];
+const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 
 /// The largest token file, secret file and reply, in bytes.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
@@ -103,6 +115,8 @@ const MAX_ROOTS: u64 = 16 * 1024 * 1024;
 const RESERVE: usize = 16 * 1024;
 /// How long one try may take to get a connection ready, if the time-out leaves more.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an address is waited for before the next one gets its turn.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How often a lock that another run holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 /// How long to wait if the server says nothing about it; doubled at each further try.
@@ -114,11 +128,9 @@ const MAX_SHOWN: usize = 300;
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         // The payload may quote data: only the place is told.
-        let place = panic.location().map_or_else(String::new, |at| {
-            let file = Path::new(at.file()).file_name().unwrap_or_default();
-            format!(" at {}:{}", file.to_string_lossy(), at.line())
-        });
-        let _ = writeln!(io::stderr(), "sf-refresh: internal error{place}: please report it");
+        let line = panic.location().map_or(0, |place| place.line());
+        let _ =
+            writeln!(io::stderr(), "sf-refresh: internal error at line {line}: please report it");
         std::process::exit(70);
     }));
     match run(lexopt::Parser::from_env()) {
@@ -130,21 +142,24 @@ fn main() -> ExitCode {
 /// Does what the command line asks for; the status is that of the first file that failed.
 fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     let mut options = match parse(arguments)? {
-        Command::Print(text) => return print_text(&text).map(|()| ExitCode::SUCCESS),
-        Command::Refresh(options) => options,
+        Command::Print(text) => {
+            return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
+        }
+        Command::Refresh(options) => *options,
     };
-    let files = std::mem::take(&mut options.files);
-    let mut run = Run::new(*options);
+    options.warn();
+    let files = mem::take(&mut options.files);
+    let mut run = Run::new(options);
     let mut status = None;
     for path in files {
+        run.obey_stop()?;
         run.begin(&path);
-        let done = match path.to_str() {
-            Some("-") => filter(&mut run),
-            _ => refresh(&mut run, &path),
-        };
-        if let Err(error) = done {
-            let code = error.report(Some(&path));
-            status.get_or_insert(code);
+        let is_filter = path.as_os_str() == "-";
+        let done = if is_filter { filter(&mut run) } else { refresh(&mut run, &path) };
+        match done {
+            Err(error) if error.exit == Exit::Stopped => return Err(error),
+            Err(error) => status = status.or(Some(error.report(Some(&path)))),
+            Ok(()) => {}
         }
     }
     Ok(status.unwrap_or(ExitCode::SUCCESS))
@@ -152,163 +167,99 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 
 /// Renews one token file and prints the result: the story of a file.
 fn refresh(run: &mut Run, path: &Path) -> Result<(), Error> {
-    if run.options.dry_run && run.options.seed().is_some() && !path.exists() {
-        Request::new(&run.options, &Token::parse(b"", run.options.seed())?)?.show();
-        return Ok(());
+    if let (true, false, Some(start)) = (run.options.dry_run, path.exists(), run.options.start()) {
+        return Request::new(&run.options, &start).map(|request| request.show());
     }
     loop {
-        let mut file = TokenFile::lock(path, run)?;
-        let mut token = file.load(run)?;
-        run.note(&token);
+        let file = TokenFile::lock(path, run)?;
+        let token = run.choose_grant(Token::parse(&file.bytes, &run.options)?);
         if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
             run.status(reason);
-            return print_result(run.options.output, &token);
+            return print_token(run.options.output, &token);
         }
         let request = Request::new(&run.options, &token)?;
         if run.options.dry_run {
             request.show();
             return Ok(());
         }
-        let mut save = file.prepare_save(token.to_json().len(), run)?;
-        match post(run, &request, &|reply| save.keep(reply)) {
-            Reply::Granted(members) => {
-                token.merge(members, SystemTime::now());
-                return match save.commit(&token.to_json()) {
-                    Ok(how) => {
-                        run.status(&format!("OAuth2 authorization granted! {how}"));
-                        print_result(run.options.output, &token)
-                    }
-                    Err(failure) => Err(deliver_unsaved(&token, &failure)),
-                };
+        let mut save = Save::new(&file, token.to_json().len());
+        match post(run, &request, Some(&mut save)) {
+            Reply::Granted(grant) => return keep(run, token, grant, save),
+            Reply::Failed(error) if error.exit == Exit::Refused && run.has_other(&file, &token) => {
+                run.step(&format!("{}, trying another refresh token", error.message));
             }
-            Reply::Later(error, wait) => run.pause(error, wait)?,
-            Reply::Failed(error) => return Err(error),
+            reply => {
+                drop(save);
+                run.try_again(reply)?;
+            }
         }
     }
+}
+
+/// Saves what was granted, and prints the result.
+fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(), Error> {
+    let Grant { status, members } = grant;
+    let is_usable = members.get("access_token").is_some_and(is_token);
+    let rotated = token.merge(members, SystemTime::now());
+    let document = token.to_json();
+    let how = match save.commit(&document, None) {
+        Ok(how) => how,
+        Err(failure) => return Err(deliver_unsaved(&document, &failure, &save.file.path)),
+    };
+    run.step(&format!(
+        "HTTP {status}, the refresh token {}",
+        if rotated { "rotated" } else { "stays" }
+    ));
+    if !is_usable {
+        let message = "the reply has no access_token that can be used; its refresh token is saved";
+        return Err(Error::new(
+            Exit::Setup,
+            message,
+            "check --endpoint, --data and the app's scopes",
+        ));
+    }
+    run.status(&format!("OAuth2 authorization granted! {how}"));
+    print_token(run.options.output, &token)
 }
 
 /// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
 fn filter(run: &mut Run) -> Result<(), Error> {
     let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
         .map_err(|e| Error::new(Exit::File, format!("cannot read stdin: {}", describe(&e)), ""))?;
-    let mut token = Token::parse(&bytes, run.options.seed())?;
+    let mut token = Token::parse(trimmed(&bytes), &run.options)?;
     if let Some(reason) = run.reason_to_skip(&token, None) {
         run.status(reason);
-        return print_result(Output::Json, &token);
+        return print_token(Output::Json, &token);
     }
     let request = Request::new(&run.options, &token)?;
     if run.options.dry_run {
         request.show();
         return Ok(());
     }
-    check_stdout()?;
+    check_stdout().map_err(|e| {
+        let message = format!("{}: the new document would be lost", describe(&e));
+        usage(message, "lead stdout into a file or a pipe")
+    })?;
     loop {
-        match post(run, &request, &|_| ()) {
-            Reply::Granted(members) => {
-                token.merge(members, SystemTime::now());
-                print_only_copy(&token)?;
+        match post(run, &request, None) {
+            Reply::Granted(grant) => {
+                token.merge(grant.members, SystemTime::now());
+                let document = token.to_json();
+                if let Err(e) = print(&document) {
+                    return Err(deliver(&document, &cannot_print(&e), None, Path::new("")));
+                }
                 run.status("OAuth2 authorization granted!");
                 return Ok(());
             }
-            Reply::Later(error, wait) => run.pause(error, wait)?,
-            Reply::Failed(error) => return Err(error),
+            reply => run.try_again(reply)?,
         }
     }
 }
 
 // ---- Vocabulary: what the story is told in. ----
 
-/// One call of the program: its options and connections, and the file at hand, for which it says
-/// what happens, waits and counts.
-struct Run {
-    options: Options,
-    agent: Agent,
-    /// The file at hand, as it was given.
-    path: PathBuf,
-    /// When the time for the file is over.
-    deadline: Instant,
-    /// How many more tries the file has.
-    retries: u32,
-    /// The wait before the next try, if the server does not ask for one.
-    backoff: Duration,
-    /// The access token of the first look at the file: once it is another, somebody has renewed it.
-    first_access_token: Option<String>,
-}
-
-impl Run {
-    /// A run with no file at hand yet.
-    fn new(mut options: Options) -> Self {
-        let agent = new_agent(options.roots.take());
-        Self {
-            agent,
-            path: PathBuf::new(),
-            deadline: Instant::now(),
-            retries: 0,
-            backoff: BACKOFF,
-            first_access_token: None,
-            options,
-        }
-    }
-
-    /// Takes the next file: time and tries start anew.
-    fn begin(&mut self, path: &Path) {
-        path.clone_into(&mut self.path);
-        self.deadline = Instant::now() + self.options.timeout;
-        self.retries = self.options.retry;
-        self.backoff = BACKOFF;
-        self.first_access_token = None;
-    }
-
-    /// The time that is left, zero when it is over.
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
-    /// Waits before the next try, as long as the server `asked`; gives the error back if no try or
-    /// no time is left.
-    fn pause(&mut self, error: Error, asked: Option<Duration>) -> Result<(), Error> {
-        let wait = asked.unwrap_or(self.backoff);
-        if self.retries == 0 || wait >= self.left() {
-            return Err(error);
-        }
-        self.retries -= 1;
-        self.backoff = self.backoff.saturating_mul(2);
-        thread::sleep(wait);
-        self.step(&format!("{}, trying again", error.message));
-        Ok(())
-    }
-
-    /// Keeps the access token of the first look at the file.
-    fn note(&mut self, token: &Token) {
-        self.first_access_token
-            .get_or_insert_with(|| token.access_token().unwrap_or_default().to_owned());
-    }
-
-    /// Why no request is needed: another run has renewed the token, or it is younger than
-    /// `--if-older-than`. A token that does not tell its age was issued when its file was `modified`.
-    fn reason_to_skip(&self, token: &Token, modified: Option<SystemTime>) -> Option<&'static str> {
-        let current = token.access_token()?;
-        if self.first_access_token.as_deref().is_some_and(|first| first != current) {
-            return Some("renewed by another run meanwhile");
-        }
-        let age = SystemTime::now().duration_since(token.issued_at().or(modified)?).ok()?;
-        (age < self.options.if_older_than?).then_some("still fresh, nothing sent")
-    }
-
-    /// Says on stderr what came of the file, unless `--quiet`.
-    fn status(&self, text: &str) {
-        if !self.options.quiet {
-            say(Some(&self.path), text);
-        }
-    }
-
-    /// Says one step on the way on stderr, if `--verbose`.
-    fn step(&self, text: &str) {
-        if self.options.verbose {
-            say(Some(&self.path), text);
-        }
-    }
-}
+/// The members of a JSON object.
+type Members = Map<String, Value>;
 
 /// The exit status of a failure, by what a script can do about it.
 #[derive(Clone, Copy, PartialEq)]
@@ -325,6 +276,8 @@ enum Exit {
     Setup = 5,
     /// Granted, and not delivered where it should be.
     Undelivered = 6,
+    /// Stopped by a signal with work left; its number is added.
+    Stopped = 128,
 }
 
 /// A failure: its exit status, what happened, and what to do about it (or an empty hint).
@@ -345,16 +298,25 @@ impl Error {
         if !self.hint.is_empty() {
             say_line(&format!("hint: {}", self.hint));
         }
-        ExitCode::from(self.exit as u8)
+        let signal = if self.exit == Exit::Stopped { os::noted_stop() } else { 0 };
+        ExitCode::from(self.exit as u8 + u8::try_from(signal).unwrap_or_default())
     }
+}
+
+/// A grant as it came in: the HTTP status, and the members of the reply (RFC 6749 §5.1), among them an
+/// access token, a refresh token or both.
+struct Grant {
+    status: u16,
+    members: Members,
 }
 
 /// What came of a request.
 enum Reply {
-    /// The members of a grant (RFC 6749 §5.1).
-    Granted(Map<String, Value>),
+    Granted(Grant),
     /// Nothing was processed: try again, after so long if the server asked for a wait.
     Later(Error, Option<Duration>),
+    /// It may have been processed, and the answer did not arrive.
+    Lost(Error, Option<Duration>),
     /// No further try in this run can help.
     Failed(Error),
 }
@@ -370,7 +332,171 @@ impl Secret {
     }
 }
 
-// ---- Command line: arguments, environment and the files they name become options. Prints nothing. ----
+/// One call of the program: its options and connections, and the file at hand, for which it says
+/// what happens, waits and counts.
+struct Run {
+    options: Options,
+    agent: Agent,
+    /// The addresses that connections were made to.
+    reached: mpsc::Receiver<SocketAddr>,
+    /// The file at hand, as it was given.
+    path: PathBuf,
+    /// When the time for its lock, the name and the connection is over. The answer has as long again.
+    deadline: Instant,
+    /// How many more tries it has.
+    retries: u32,
+    /// The wait before the next try, if the server does not ask for one.
+    backoff: Duration,
+    /// The access token of the first look at it: once it is another, somebody has renewed it.
+    first_access_token: Option<String>,
+    /// A request may have been processed, and its answer did not arrive.
+    answer_lost: bool,
+    /// The file's refresh token was refused: that of the sfdx auth URL is tried.
+    uses_seed: bool,
+}
+
+impl Run {
+    /// A run with no file at hand yet.
+    fn new(mut options: Options) -> Self {
+        let (agent, reached) = new_agent(options.roots.take());
+        Self {
+            agent,
+            reached,
+            path: PathBuf::new(),
+            deadline: Instant::now() + options.timeout,
+            retries: options.retry,
+            backoff: BACKOFF,
+            first_access_token: None,
+            answer_lost: false,
+            uses_seed: false,
+            options,
+        }
+    }
+
+    /// Takes the next file: time and tries start anew.
+    fn begin(&mut self, path: &Path) {
+        path.clone_into(&mut self.path);
+        self.deadline = Instant::now() + self.options.timeout;
+        (self.retries, self.backoff) = (self.options.retry, BACKOFF);
+        (self.first_access_token, self.answer_lost, self.uses_seed) = (None, false, false);
+    }
+
+    /// The time that is left, zero when it is over.
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Keeps the access token of the first look at the file.
+    fn note(&mut self, token: &Token) {
+        let access_token = || token.access_token().unwrap_or_default().to_owned();
+        self.first_access_token.get_or_insert_with(access_token);
+    }
+
+    /// The token to renew: the file's, with the refresh token of the sfdx auth URL if its own is dead.
+    fn choose_grant(&mut self, mut token: Token) -> Token {
+        self.note(&token);
+        if let (true, Some(seed)) = (self.uses_seed, self.options.seed()) {
+            token.set_refresh_token(seed);
+        }
+        token
+    }
+
+    /// Whether there is another refresh token to try than the one that was refused: another program
+    /// has put it into the file, or it is in an sfdx auth URL.
+    fn has_other(&mut self, file: &TokenFile, refused: &Token) -> bool {
+        let current = file.read_by_name().and_then(|now| Token::parse(&now, &self.options).ok());
+        let is_other = |token: &str| token != refused.refresh_token();
+        if current.is_some_and(|now| is_other(now.refresh_token()) && !self.uses_seed) {
+            self.first_access_token = None;
+            return !self.left().is_zero();
+        }
+        let seed = self.options.seed().filter(|seed| is_other(seed.expose()));
+        seed.is_some() && !mem::replace(&mut self.uses_seed, true)
+    }
+
+    /// Gets ready for another try; the error if none is left, or none can help.
+    fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
+        let (error, wait) = match reply {
+            Reply::Later(error, wait) => {
+                self.obey_stop()?;
+                (error, wait)
+            }
+            // At once, for many servers take the token before for some seconds more.
+            Reply::Lost(error, wait) => {
+                let is_first = !mem::replace(&mut self.answer_lost, true);
+                (error, wait.or(is_first.then_some(Duration::ZERO)))
+            }
+            Reply::Failed(error) => return Err(self.conclude(error)),
+            Reply::Granted(_) => return Ok(()),
+        };
+        let pause = wait.unwrap_or(self.backoff);
+        if self.retries == 0 || pause >= self.left() || os::noted_stop() != 0 {
+            return Err(self.conclude(error));
+        }
+        self.retries -= 1;
+        if wait.is_none() {
+            self.backoff = self.backoff.saturating_mul(2);
+        }
+        thread::sleep(pause);
+        self.step(&format!("{}, trying again", error.message));
+        Ok(())
+    }
+
+    /// The error that ends the work on a file, true for all of its requests.
+    fn conclude(&self, mut error: Error) -> Error {
+        if self.answer_lost && error.exit == Exit::Refused {
+            error.message += "; before that, an answer with the new token was lost on its way";
+        } else if self.answer_lost && !error.message.contains(MAY_BE_USED) {
+            let message = error.message.trim_end_matches("; nothing was sent");
+            error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
+        }
+        error
+    }
+
+    /// Lets stops end the process again; one that was noted meanwhile is the error.
+    fn obey_stop(&self) -> Result<(), Error> {
+        let name = match os::release_stops() {
+            0 => return Ok(()),
+            1 => "SIGHUP",
+            2 => "SIGINT",
+            _ => "SIGTERM",
+        };
+        let message = format!("stopped by {name}: what was under way is done, the rest is left");
+        Err(Error::new(Exit::Stopped, message, "run it again for the rest"))
+    }
+
+    /// Why no request is needed: another run has renewed the token, or it is younger than
+    /// `--if-older-than`. A token that does not tell its age was issued when its file was `modified`.
+    fn reason_to_skip(&self, token: &Token, modified: Option<SystemTime>) -> Option<&'static str> {
+        let current = token.access_token()?;
+        if self.first_access_token.as_deref().is_some_and(|first| first != current) {
+            return Some("renewed by another run meanwhile");
+        }
+        let age = SystemTime::now().duration_since(token.issued_at().or(modified)?).ok()?;
+        (age < self.options.if_older_than?).then_some("still fresh, nothing sent")
+    }
+
+    /// Says which addresses were connected to.
+    fn tell_reached(&self) {
+        self.reached.try_iter().for_each(|peer| self.step(&format!("connected to {peer}")));
+    }
+
+    /// Says on stderr what came of the file, unless `--quiet`.
+    fn status(&self, text: &str) {
+        if !self.options.quiet {
+            say(Some(&self.path), text);
+        }
+    }
+
+    /// Says one step on the way on stderr, if `--verbose`.
+    fn step(&self, text: &str) {
+        if self.options.verbose {
+            say(Some(&self.path), text);
+        }
+    }
+}
+
+// ---- Command line: arguments, environment and the files they name become options. ----
 
 /// What the command line asks for.
 enum Command {
@@ -385,6 +511,7 @@ struct Options {
     client_id: String,
     client_secret: Option<Secret>,
     basic: bool,
+    grant_type: String,
     data: Vec<FormField>,
     endpoint: Option<Uri>,
     sfdx: Option<SfdxUrl>,
@@ -402,7 +529,7 @@ struct Options {
     files: Vec<PathBuf>,
 }
 
-/// The values of options that name files; nothing is read before the whole command line is known.
+/// The files that options name; nothing is read before the whole command line is known.
 #[derive(Default)]
 struct NamedFiles {
     client_secret: Option<PathBuf>,
@@ -410,8 +537,7 @@ struct NamedFiles {
     roots: Option<PathBuf>,
 }
 
-/// One more field of the request's form. Until the options are complete, `value` is the name of
-/// its file if it `is_file`.
+/// One more field of the request's form. Until its file is read, `value` is the name of that.
 struct FormField {
     name: String,
     value: Secret,
@@ -429,63 +555,47 @@ enum Output {
     None,
 }
 
-/// The names of the formats that `--output` takes.
-const OUTPUTS: [(&str, Output); 5] = [
-    ("token", Output::Token),
-    ("header", Output::Header),
-    ("env", Output::Env),
-    ("json", Output::Json),
-    ("none", Output::None),
-];
-
 /// Parses the command line; what is missing there comes from the environment. Errors: usage.
 fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
     use lexopt::prelude::{Long, Short, Value};
-    let mut options = Options { timeout: Duration::from_secs(30), retry: 2, ..Options::default() };
-    let mut named = NamedFiles::default();
-    let mut output = None;
-    while let Some(argument) = arguments.next().map_err(|e| bad_argument(&e))? {
+    let from = &mut arguments;
+    let (mut named, mut output) = (NamedFiles::default(), None);
+    let mut options = Options {
+        grant_type: REFRESH_TOKEN.to_owned(),
+        timeout: Duration::from_secs(30),
+        retry: 2,
+        ..Options::default()
+    };
+    while let Some(argument) = from.next().map_err(|e| bad_argument(&e))? {
         match argument {
             Short('i') | Long("client-id") => {
-                options.client_id = text(&mut arguments, "--client-id")?
+                text(from, "--client-id")?.trim().clone_into(&mut options.client_id);
             }
-            Short('s') | Long("client-secret-file") => {
-                named.client_secret = Some(value(&mut arguments)?.into());
-            }
+            Short('s') | Long("client-secret-file") => named.client_secret = Some(file(from)?),
             Long("basic") => options.basic = true,
-            Short('d') | Long("data") => {
-                options.data.push(parse_field(&text(&mut arguments, "--data")?)?)
-            }
+            Short('g') | Long("grant-type") => options.grant_type = text(from, "--grant-type")?,
+            Short('d') | Long("data") => options.data.push(parse_field(&text(from, "--data")?)?),
             Short('e') | Long("endpoint") => {
-                options.endpoint =
-                    Some(parse_endpoint(&text(&mut arguments, "--endpoint")?, "--endpoint")?);
+                options.endpoint = Some(parse_endpoint(&text(from, "--endpoint")?, "--endpoint")?);
             }
-            Long("sfdx-url-file") => named.sfdx_url = Some(value(&mut arguments)?.into()),
-            Long("ca-cert") => named.roots = Some(value(&mut arguments)?.into()),
-            Long("timeout") => {
-                options.timeout = parse_timeout(&text(&mut arguments, "--timeout")?)?
-            }
-            Long("retry") => options.retry = parse_retry(&text(&mut arguments, "--retry")?)?,
+            Long("sfdx-url-file") => named.sfdx_url = Some(file(from)?),
+            Long("ca-cert") => named.roots = Some(file(from)?),
+            Long("timeout") => options.timeout = parse_timeout(&text(from, "--timeout")?)?,
+            Long("retry") => options.retry = parse_retry(&text(from, "--retry")?)?,
             Long("if-older-than") => {
-                options.if_older_than = Some(parse_age(&text(&mut arguments, "--if-older-than")?)?)
+                options.if_older_than = Some(parse_age(&text(from, "--if-older-than")?)?);
             }
-            Short('o') | Long("output") => {
-                output = Some(parse_output(&text(&mut arguments, "--output")?)?)
-            }
+            Short('o') | Long("output") => output = Some(parse_output(&text(from, "--output")?)?),
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
             Short('v') | Long("verbose") => options.verbose = true,
             Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
-            Short('V') | Long("version") => {
-                return Ok(Command::Print(
-                    concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n").to_owned(),
-                ));
-            }
+            Short('V') | Long("version") => return Ok(Command::Print(VERSION.to_owned())),
             Value(file) => options.files.push(file.into()),
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    check_files(&options.files, output)?;
+    check_files(&options.files, output, &named)?;
     options.output = output.unwrap_or_default();
     options.complete(&named)?;
     Ok(Command::Refresh(Box::new(options)))
@@ -495,29 +605,28 @@ impl Options {
     /// Takes from the environment what the command line left open, reads the files that both name,
     /// and sees that nothing is missing.
     fn complete(&mut self, named: &NamedFiles) -> Result<(), Error> {
+        let (option, name) = ("--sfdx-url-file", "SFDX_AUTH_URL");
         self.sfdx = match &named.sfdx_url {
             Some(path) => {
-                let url = read_option(path, "--sfdx-url-file", "the sfdx auth URL itself")?;
-                Some(SfdxUrl::parse(url.expose(), "--sfdx-url-file")?)
+                let url = read_option(path, option, "the sfdx auth URL itself")?;
+                Some(SfdxUrl::parse(url.expose(), option)?)
             }
-            None => variable("SFDX_AUTH_URL")?
-                .map(|url| SfdxUrl::parse(&url, "SFDX_AUTH_URL"))
-                .transpose()?,
+            None => variable(name)?.map(|url| SfdxUrl::parse(&url, name)).transpose()?,
         };
         if self.endpoint.is_none() {
-            let url = variable("SF_TOKEN_ENDPOINT")?;
-            self.endpoint = url.map(|url| parse_endpoint(&url, "SF_TOKEN_ENDPOINT")).transpose()?;
+            let name = "SF_TOKEN_ENDPOINT";
+            self.endpoint = variable(name)?.map(|url| parse_endpoint(&url, name)).transpose()?;
         }
         self.complete_client(named)?;
         for field in self.data.iter_mut().filter(|field| field.is_file) {
             let path = PathBuf::from(field.value.expose());
             field.value = read_option(&path, "--data", "the value itself")?;
         }
-        self.roots = match &named.roots {
-            Some(path) => Some(read_roots("--ca-cert", path)?),
-            None => set_variable("SSL_CERT_FILE")
-                .map(|path| read_roots("SSL_CERT_FILE", Path::new(&path)))
-                .transpose()?,
+        let name = "SSL_CERT_FILE";
+        self.roots = match (&named.roots, set_variable(name)) {
+            (Some(path), _) => Some(read_roots("--ca-cert", path)?),
+            (None, Some(path)) => Some(read_roots(name, Path::new(&path))?),
+            (None, None) => None,
         };
         let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
         if let Some(name) = proxies.into_iter().find(|name| set_variable(name).is_some()) {
@@ -533,13 +642,13 @@ impl Options {
             Some(path) => Some(read_option(path, "--client-secret-file", "the secret itself")?),
             None => variable("SF_CLIENT_SECRET")?.map(Secret),
         };
-        let of_url = self.sfdx.as_ref().map(|sfdx| sfdx.client_id.clone());
         if self.client_id.is_empty() {
             let hint = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
-                 key under Setup, App Manager, the app's details";
+                 key in Setup, under the settings of the external client app";
             self.client_id = variable("SF_CLIENT_ID")?
-                .or(of_url)
-                .ok_or_else(|| Error::new(Exit::Usage, "missing client id", hint))?;
+                .map(|id| id.trim().to_owned())
+                .or(self.sfdx.as_ref().map(|sfdx| sfdx.client_id.clone()))
+                .ok_or_else(|| usage("missing client id", hint))?;
         }
         // The secret of an sfdx URL belongs to that URL's client alone.
         let sfdx = self.sfdx.as_ref().filter(|sfdx| sfdx.client_id == self.client_id);
@@ -547,14 +656,42 @@ impl Options {
         self.client_secret = self.client_secret.take().or(secret_of_url);
         if self.basic && self.client_secret.is_none() {
             let hint = "--client-secret-file FILE or SF_CLIENT_SECRET";
-            return Err(Error::new(Exit::Usage, "--basic needs a client secret", hint));
+            return Err(usage("--basic needs a client secret", hint));
         }
         Ok(())
     }
 
-    /// The refresh token to start from if there is no token file yet.
+    /// Says what everybody on the machine can read in the process list.
+    fn warn(&self) {
+        const SECRET: [&str; 4] = ["code", "code_verifier", "assertion", "client_assertion"];
+        for FormField { name, is_file, .. } in &self.data {
+            if !is_file && !self.quiet && SECRET.contains(&name.as_str()) {
+                say(None, &format!("everybody on this machine can read the {name} in --data"));
+                say_line(&format!("hint: --data {name}@FILE takes it from a file"));
+            }
+        }
+    }
+
+    /// Whether it is the file's refresh token that is sent.
+    fn sends_refresh_token(&self) -> bool {
+        self.grant_type == REFRESH_TOKEN
+    }
+
+    /// The refresh token of the sfdx auth URL, if refresh tokens are sent.
     fn seed(&self) -> Option<&Secret> {
-        self.sfdx.as_ref().map(|sfdx| &sfdx.refresh_token)
+        let sfdx = self.sfdx.as_ref().filter(|_| self.sends_refresh_token());
+        sfdx.map(|sfdx| &sfdx.refresh_token)
+    }
+
+    /// What a token file starts from that does not exist yet, if one may be made.
+    fn start(&self) -> Option<Token> {
+        let mut token = Token { members: Members::new() };
+        match self.seed() {
+            Some(seed) => token.set_refresh_token(seed),
+            None if self.sends_refresh_token() => return None,
+            None => {}
+        }
+        Some(token)
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
@@ -566,8 +703,7 @@ impl Options {
         // The file may choose between these two and name no host of its own.
         let id = token.string("id").and_then(|id| id.parse::<Uri>().ok());
         let is_sandbox = id.is_some_and(|id| {
-            id.scheme_str() == Some("https")
-                && id.authority().is_some_and(|a| a.as_str() == SANDBOX_HOST)
+            is_https(&id) && id.authority().is_some_and(|a| a.as_str() == SANDBOX_HOST)
         });
         parse_endpoint(
             if is_sandbox { SANDBOX_ENDPOINT } else { PRODUCTION_ENDPOINT },
@@ -582,6 +718,11 @@ impl Options {
     }
 }
 
+/// A failure of the command line or the environment.
+fn usage(message: impl Into<String>, hint: &str) -> Error {
+    Error::new(Exit::Usage, message, hint)
+}
+
 /// An environment variable; an empty one counts as not set.
 fn set_variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
@@ -589,43 +730,40 @@ fn set_variable(name: &str) -> Option<OsString> {
 
 /// A variable that has to be UTF-8, less the newline at its end.
 fn variable(name: &str) -> Result<Option<String>, Error> {
-    match set_variable(name).map(OsString::into_string) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned())),
-        Some(Err(_)) => Err(Error::new(Exit::Usage, format!("{name} is not UTF-8"), "")),
-    }
+    let value = set_variable(name).map(OsString::into_string).transpose();
+    let value = value.map_err(|_| usage(format!("{name} is not UTF-8"), ""))?;
+    Ok(value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// The argument of the option just read.
-fn value(arguments: &mut lexopt::Parser) -> Result<OsString, Error> {
-    arguments.value().map_err(|e| bad_argument(&e))
+/// The argument of the option just read: the name of a file.
+fn file(arguments: &mut lexopt::Parser) -> Result<PathBuf, Error> {
+    arguments.value().map(PathBuf::from).map_err(|e| bad_argument(&e))
 }
 
 /// The argument of the option just read, which has to be UTF-8 and not empty.
 fn text(arguments: &mut lexopt::Parser, option: &str) -> Result<String, Error> {
-    match value(arguments)?.into_string() {
-        Ok(text) if !text.is_empty() => Ok(text),
-        Ok(_) => Err(Error::new(Exit::Usage, format!("{option} is empty"), "")),
-        Err(_) => Err(Error::new(Exit::Usage, format!("{option} is not UTF-8"), "")),
-    }
+    let value = arguments.value().map_err(|e| bad_argument(&e))?;
+    let text = value.into_string().map_err(|_| usage(format!("{option} is not UTF-8"), ""))?;
+    if text.trim().is_empty() { Err(usage(format!("{option} is empty"), "")) } else { Ok(text) }
 }
 
 /// What the file of an option holds, less one newline at its end. The file's name is not told: it
 /// may be `itself`, the secret given in place of a name.
 fn read_option(path: &Path, option: &str, itself: &str) -> Result<Secret, Error> {
-    let bad = |what: &str| Err(Error::new(Exit::Usage, format!("the file of {option} {what}"), ""));
-    let bytes = File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT));
+    let bytes = match path.to_str() {
+        Some("-") => read_limited(io::stdin().lock(), MAX_DOCUMENT),
+        _ => File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT)),
+    };
     let bytes = bytes.map_err(|cause| {
         let message = format!("cannot read the file of {option}: {}", describe(&cause));
-        Error::new(Exit::Usage, message, format!("{option} takes the name of a file, not {itself}"))
+        usage(message, &format!("{option} takes the name of a file, not {itself}"))
     })?;
-    let Ok(text) = String::from_utf8(bytes) else {
-        return bad("is not UTF-8");
-    };
+    let not_utf_8 = |_| usage(format!("the file of {option} is not UTF-8"), "");
+    let text = String::from_utf8(bytes).map_err(not_utf_8)?;
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let line = text.strip_suffix('\n').unwrap_or(text);
     match line.strip_suffix('\r').unwrap_or(line) {
-        "" => bad("is empty"),
+        "" => Err(usage(format!("the file of {option} is empty"), "")),
         line => Ok(Secret(line.to_owned())),
     }
 }
@@ -634,11 +772,10 @@ fn read_option(path: &Path, option: &str, itself: &str) -> Result<Secret, Error>
 fn read_roots(origin: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Error> {
     let bad = |what: &str| {
         let message = format!("{origin}: {}: {what}", path.display());
-        Error::new(Exit::Usage, message, "a file of PEM certificates is needed")
+        usage(message, "a file of PEM certificates is needed")
     };
-    let pem = File::open(path)
-        .and_then(|file| read_limited(file, MAX_ROOTS))
-        .map_err(|cause| bad(&describe(&cause)))?;
+    let pem = File::open(path).and_then(|file| read_limited(file, MAX_ROOTS));
+    let pem = pem.map_err(|cause| bad(&describe(&cause)))?;
     let mut roots = Vec::new();
     for item in ureq::tls::parse_pem(&pem) {
         match item {
@@ -651,20 +788,21 @@ fn read_roots(origin: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Er
 }
 
 /// Which files go together: `-` stands alone, and its only copy of the grant goes to stdout whole.
-fn check_files(files: &[PathBuf], output: Option<Output>) -> Result<(), Error> {
+fn check_files(files: &[PathBuf], output: Option<Output>, named: &NamedFiles) -> Result<(), Error> {
     let filter = files.iter().any(|file| file.as_os_str() == "-");
-    if files.is_empty() {
-        let hint = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
-        return Err(Error::new(Exit::Usage, "missing FILE", hint));
-    }
-    if filter && files.len() > 1 {
-        return Err(Error::new(Exit::Usage, "'-' cannot be combined with other files", ""));
-    }
-    if filter && output.is_some_and(|format| format != Output::Json) {
+    let (message, hint) = if files.is_empty() {
+        ("missing FILE", "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more")
+    } else if filter && files.len() > 1 {
+        ("'-' cannot be combined with other files", "")
+    } else if filter && named.sfdx_url.as_ref().is_some_and(|file| file.as_os_str() == "-") {
+        ("stdin cannot be both the token document and the sfdx auth URL", "name a token file")
+    } else if filter && output.is_some_and(|output| output != Output::Json) {
         let hint = "the renewed document is the only copy of the grant: leave --output out";
-        return Err(Error::new(Exit::Usage, "with '-' stdout gets the JSON alone", hint));
-    }
-    Ok(())
+        ("with '-' stdout gets the JSON alone", hint)
+    } else {
+        return Ok(());
+    };
+    Err(usage(message, hint))
 }
 
 /// What is wrong with an argument, without its value, which may be a secret.
@@ -676,15 +814,13 @@ fn bad_argument(error: &lexopt::Error) -> Error {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => "sf-refresh --help lists the options".to_owned(),
             };
-            Error::new(Exit::Usage, format!("unknown option '{option}'"), hint)
+            usage(format!("unknown option '{option}'"), &hint)
         }
         MissingValue { option: Some(option) } => {
-            Error::new(Exit::Usage, format!("missing argument for option '{option}'"), "")
+            usage(format!("missing argument for option '{option}'"), "")
         }
-        UnexpectedValue { option, .. } => {
-            Error::new(Exit::Usage, format!("option '{option}' takes no argument"), "")
-        }
-        _ => Error::new(Exit::Usage, "an argument is not valid", ""),
+        UnexpectedValue { option, .. } => usage(format!("option '{option}' takes no argument"), ""),
+        _ => usage("an argument is not valid", ""),
     }
 }
 
@@ -702,15 +838,13 @@ fn nearest_option(misspelt: &str) -> Option<&'static str> {
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first.
 fn parse_field(argument: &str) -> Result<FormField, Error> {
-    const OURS: [&str; 4] = ["grant_type", "client_id", "client_secret", "refresh_token"];
+    const OURS: [&str; 4] = ["grant_type", "client_id", "client_secret", REFRESH_TOKEN];
     let Some(at) = argument.find(['=', '@']).filter(|at| *at > 0) else {
-        let hint = "--data NAME=VALUE or --data NAME@FILE";
-        return Err(Error::new(Exit::Usage, "--data has no field name", hint));
+        return Err(usage("--data has no field name", "--data NAME=VALUE or --data NAME@FILE"));
     };
     let (name, value) = argument.split_at(at);
     if OURS.contains(&name) {
-        let message = format!("--data may not set '{name}': sf-refresh sends it itself");
-        return Err(Error::new(Exit::Usage, message, ""));
+        return Err(usage(format!("--data may not set '{name}': it has an option of its own"), ""));
     }
     let is_file = value.starts_with('@');
     Ok(FormField { name: name.to_owned(), value: Secret(value[1..].to_owned()), is_file })
@@ -721,17 +855,14 @@ fn parse_timeout(argument: &str) -> Result<Duration, Error> {
     let parsed = argument.parse().ok().and_then(|n| Duration::try_from_secs_f64(n).ok());
     // A year is longer than any run, and small enough to be added to any clock.
     parsed.filter(|d| !d.is_zero() && *d <= Duration::from_secs(366 * 86_400)).ok_or_else(|| {
-        let message = format!("--timeout takes a number of seconds, not '{argument}'");
-        Error::new(Exit::Usage, message, "--timeout 30")
+        usage(format!("--timeout takes a number of seconds, not '{argument}'"), "--timeout 30")
     })
 }
 
 /// A number of tries.
 fn parse_retry(argument: &str) -> Result<u32, Error> {
-    argument.parse().map_err(|_| {
-        let message = format!("--retry takes a whole number, not '{argument}'");
-        Error::new(Exit::Usage, message, "--retry 2")
-    })
+    let message = |_| usage(format!("--retry takes a whole number, not '{argument}'"), "--retry 2");
+    argument.parse().map_err(message)
 }
 
 /// An age: a whole number and its unit.
@@ -744,24 +875,30 @@ fn parse_age(argument: &str) -> Result<Duration, Error> {
     });
     parsed.map(Duration::from_secs).ok_or_else(|| {
         let message = format!("--if-older-than takes a number and a unit, not '{argument}'");
-        Error::new(Exit::Usage, message, "90s, 45m, 2h or 7d")
+        usage(message, "90s, 45m, 2h or 7d")
     })
 }
 
 /// The name of an output format.
 fn parse_output(argument: &str) -> Result<Output, Error> {
-    let known = OUTPUTS.into_iter().find(|(name, _)| *name == argument);
-    known.map(|(_, output)| output).ok_or_else(|| {
-        let message = format!("--output knows no format '{argument}'");
-        Error::new(Exit::Usage, message, "token, header, env, json or none")
-    })
+    match argument {
+        "token" => Ok(Output::Token),
+        "header" => Ok(Output::Header),
+        "env" => Ok(Output::Env),
+        "json" => Ok(Output::Json),
+        "none" => Ok(Output::None),
+        _ => {
+            let message = format!("--output knows no format '{argument}'");
+            Err(usage(message, "token, header, env, json or none"))
+        }
+    }
 }
 
 /// A token endpoint: `https`, or `http` on a loopback address. It is checked before ureq sees it,
-/// which would send user info and take another port for a bad one in silence.
+/// which would send user info and take another port for a bad one in silence. A host of Salesforce
+/// may stand without the path.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
-    let bad =
-        |what: &str, hint: &str| Err(Error::new(Exit::Usage, format!("{origin}: {what}"), hint));
+    let bad = |what: &str, hint: &str| Err(usage(format!("{origin}: {what}"), hint));
     let example = "https://MyDomain.my.salesforce.com/services/oauth2/token";
     let Ok(uri) = url.parse::<Uri>() else {
         return bad("not a URL", example);
@@ -769,21 +906,36 @@ fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return bad("not a whole URL", example);
     };
+    let host = authority.host().to_ascii_lowercase();
     if authority.as_str().contains('@') {
         return bad("user information in the URL", "--basic sends id and secret");
     }
-    if !is_host(authority.host()) || !is_port(authority.as_str(), authority.host()) {
+    if !is_authority(authority.as_str()) {
         return bad("no valid host and port", example);
     }
     if url.contains('#') {
         return bad("an endpoint has no fragment (RFC 6749 §3.2)", "");
     }
     match scheme {
-        "https" => Ok(uri),
-        "http" if is_loopback(authority.host()) => Ok(uri),
-        "http" => bad("plain http is for loopback addresses alone", "use https"),
-        _ => bad("not an https URL", example),
+        "https" => {}
+        "http" if is_loopback(&host) => {}
+        "http" => return bad("plain http is for loopback addresses alone", "use https"),
+        _ => return bad("not an https URL", example),
     }
+    let pages = [".lightning.force.com", ".my.salesforce-setup.com", ".my.site.com"];
+    if let Some(domain) = pages.iter().find_map(|page| host.strip_suffix(page)) {
+        let hint = format!("https://{domain}.my.salesforce.com/services/oauth2/token");
+        return bad("that host has pages and no token endpoint", &hint);
+    }
+    let right = format!("https://{}/services/oauth2/token", authority.as_str());
+    if uri.path().ends_with("/services/oauth2/authorize") {
+        return bad("that is the page to log in at, not the token endpoint", &right);
+    }
+    let is_salesforce = host == SANDBOX_HOST
+        || host == "login.salesforce.com"
+        || host.ends_with(".my.salesforce.com");
+    let lacks_path = is_salesforce && uri.path() == "/" && uri.query().is_none();
+    Ok(if lacks_path { right.parse().unwrap_or(uri) } else { uri })
 }
 
 /// Whether the connection is made with TLS.
@@ -799,26 +951,24 @@ fn shown(uri: &Uri) -> String {
     format!("{scheme}://{authority}{}{query}", uri.path())
 }
 
-/// Whether this is a DNS name in ASCII, an IPv4 address or an IPv6 address in brackets.
-fn is_host(host: &str) -> bool {
-    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-        }
-    }
+/// The host of `HOST[:PORT]`, an IPv6 address in its brackets, and what is behind it.
+fn split_authority(authority: &str) -> (&str, &str) {
+    let colon = authority.rfind(':').filter(|_| !authority.ends_with(']'));
+    authority.split_at(colon.unwrap_or(authority.len()))
 }
 
-/// Whether the authority `host[:port]` has no port or one from 1 to 65535.
-fn is_port(authority: &str, host: &str) -> bool {
-    match authority.strip_prefix(host).map(|rest| rest.strip_prefix(':')) {
-        Some(None) => authority == host,
-        Some(Some(port)) => {
-            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0)
-        }
-        None => false,
-    }
+/// Whether `HOST[:PORT]` is a DNS name in ASCII, an IPv4 address or an IPv6 address in brackets, and
+/// no port or one from 1 to 65535.
+fn is_authority(authority: &str) -> bool {
+    let (host, port) = split_authority(authority);
+    let is_name = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
+    let is_host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_name),
+    };
+    let number = port.strip_prefix(':').filter(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    let is_port = number.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    is_host && (port.is_empty() || is_port)
 }
 
 /// Whether a host is a loopback address, or the name that stands for one (RFC 6761 §6.3).
@@ -834,30 +984,22 @@ fn address(host: &str) -> Option<IpAddr> {
 /// A CONNECT proxy, `[SCHEME://][USER:PASSWORD@]HOST[:PORT]` as curl reads it: scheme `http`, port
 /// 1080.
 fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
-    let bad = |what: &str| {
-        let hint = "http://HOST:PORT, or unset it for a direct connection";
-        Error::new(Exit::Usage, format!("{origin}: {what}"), hint)
-    };
+    let hint = "http://HOST:PORT, or unset it for a direct connection";
+    let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     let scheme = scheme.to_ascii_lowercase();
     let default_port = match scheme.as_str() {
-        "http" => 1080,
-        "https" => 443,
-        "socks" | "socks4" | "socks4a" | "socks5" | "socks5h" => {
-            return Err(bad("SOCKS proxies are not supported"));
-        }
+        "http" => ":1080",
+        "https" => ":443",
+        socks if socks.starts_with("socks") => return Err(bad("SOCKS proxies are not supported")),
         _ => return Err(bad("not a proxy that sf-refresh can use")),
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let server = authority.rsplit_once('@').map_or(authority, |(_, server)| server);
-    let host = match server.rsplit_once(':') {
-        Some((host, _)) if !server.ends_with(']') => host,
-        _ => server,
-    };
-    if !is_host(host) || !is_port(server, host) {
+    if !is_authority(server) {
         return Err(bad("no valid host and port"));
     }
-    let port = if host == server { format!(":{default_port}") } else { String::new() };
+    let port = if split_authority(server).1.is_empty() { default_port } else { "" };
     Proxy::new(&format!("{scheme}://{authority}{port}")).map_err(|_| bad("not a URL"))
 }
 
@@ -878,6 +1020,9 @@ fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
         })
 }
 
+/// Said of a text that holds no sfdx auth URL.
+const NO_SFDX_URL: &str = "not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST";
+
 /// What `sf` calls an sfdx auth URL: a login in one line.
 struct SfdxUrl {
     client_id: String,
@@ -887,100 +1032,111 @@ struct SfdxUrl {
 }
 
 impl SfdxUrl {
-    /// `force://ID:SECRET:REFRESH@HOST` or `force://REFRESH@HOST`, or the JSON that `sf` wraps it in.
+    /// `force://[ID:SECRET:]REFRESH@HOST` in whatever text holds it: JSON or a table of `sf`, coloured
+    /// or not. It is not shown in errors.
     fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        // It is not shown: it holds the refresh token.
-        let bad = || {
-            let hint = "force://ID:SECRET:REFRESH@HOST, as sf org display --verbose prints it";
-            Error::new(Exit::Usage, format!("{origin}: not an sfdx auth URL"), hint)
+        let bad = |what: &str| {
+            let hint = "sf org auth show-sfdx-auth-url --target-org ALIAS --json prints one";
+            usage(format!("{origin}: {what}"), hint)
         };
-        let json: Option<Value> = serde_json::from_str(text).ok();
-        let wrapped = json.as_ref().and_then(|json| {
-            let result = json.get("result").unwrap_or(json);
-            result.get("sfdxAuthUrl")?.as_str()
-        });
-        let url = wrapped.unwrap_or(text).trim().strip_prefix("force://").ok_or_else(bad)?;
-        let (grant, host) = url.rsplit_once('@').ok_or_else(bad)?;
+        let Some((_, rest)) = text.split_once("force://") else {
+            let hidden = text.contains("[REDACTED]");
+            return Err(bad(if hidden { "sf has hidden the URL here" } else { NO_SFDX_URL }));
+        };
+        let is_end = |c: char| c.is_whitespace() || c.is_control() || "\"'│|,<>\\".contains(c);
+        let url = rest.split(is_end).next().unwrap_or_default();
+        // A table in a narrow terminal goes on in a row without a first cell.
+        let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
+        if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
+            return Err(bad("the table has cut the URL into rows"));
+        }
+        let (grant, host) = url.rsplit_once('@').ok_or_else(|| bad(NO_SFDX_URL))?;
         let (client_id, client_secret, refresh_token) = match grant.split(':').collect::<Vec<_>>()[..]
         {
-            [refresh_token] => (PLATFORM_CLI, "", refresh_token),
-            [id, secret, refresh_token] => (id, secret, refresh_token),
-            _ => return Err(bad()),
+            [refresh_token] | ["", refresh_token] => (PLATFORM_CLI, "", refresh_token),
+            [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
+            _ => return Err(bad(NO_SFDX_URL)),
         };
-        if client_id.is_empty() || check_token(refresh_token).is_err() {
-            return Err(bad());
+        if check_token(refresh_token).is_err() {
+            return Err(bad(NO_SFDX_URL));
         }
-        let host = host.trim_end_matches('/');
+        let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
         Ok(Self {
             client_id: client_id.to_owned(),
-            client_secret: Some(client_secret)
-                .filter(|s| !s.is_empty())
-                .map(|s| Secret(s.to_owned())),
+            client_secret: Some(Secret(client_secret.to_owned())).filter(|s| !s.0.is_empty()),
             refresh_token: Secret(refresh_token.to_owned()),
-            endpoint: parse_endpoint(&format!("https://{host}/services/oauth2/token"), origin)?,
+            endpoint: parse_endpoint(&endpoint, origin)?,
         })
     }
 }
 
 // ---- Token document: the JSON of a token file. Pure: no I/O, and the clock is an argument. ----
 
-/// A JSON object with a usable `refresh_token`.
+/// A JSON object with the tokens of a grant.
 struct Token {
-    members: Map<String, Value>,
+    members: Members,
 }
 
 impl Token {
-    /// Reads a token document; if it is empty, `seed` is the refresh token to start from.
-    fn parse(bytes: &[u8], seed: Option<&Secret>) -> Result<Self, Error> {
+    /// Reads a token document; one that is empty is where the options say to start. Errors: file.
+    fn parse(bytes: &[u8], options: &Options) -> Result<Self, Error> {
+        let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
         let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-        let empty = text.iter().all(u8::is_ascii_whitespace);
-        if let (true, Some(refresh_token)) = (empty, seed) {
-            let refresh_token = Value::String(refresh_token.expose().to_owned());
-            let members = Map::from_iter([("refresh_token".to_owned(), refresh_token)]);
-            return Ok(Self { members });
-        }
-        if empty {
-            return Err(Error::new(Exit::File, "is empty", "restore it, or log in again"));
+        if text.trim_ascii().is_empty() {
+            return options
+                .start()
+                .map_or_else(|| bad("is empty", "restore it, or log in again"), Ok);
         }
         if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
-            let hint = "save it as UTF-8; PowerShell's > writes UTF-16";
-            return Err(Error::new(Exit::File, "is UTF-16, not UTF-8", hint));
+            return bad("is UTF-16, not UTF-8", "save it as UTF-8; PowerShell's > writes UTF-16");
         }
-        match serde_json::from_slice(text) {
-            Ok(Value::Object(members)) => Self::check(members),
+        let members = match serde_json::from_slice(text) {
+            Ok(Value::Object(members)) => members,
             Ok(other) => {
                 let message = format!("is no token file: it holds {}", kind_of(&other));
-                Err(Error::new(Exit::File, message, "a JSON object with refresh_token is needed"))
+                return bad(&message, "a JSON object with refresh_token is needed");
             }
             Err(cause) => {
-                let message = format!("is not JSON: {cause}");
-                Err(Error::new(Exit::File, message, "the file has to hold the token reply as JSON"))
+                let hint = "the file has to hold the token reply as JSON";
+                return bad(&format!("is not JSON: {cause}"), hint);
             }
-        }
+        };
+        if options.sends_refresh_token() { Self::check(members) } else { Ok(Self { members }) }
     }
 
     /// Holds `refresh_token` to RFC 6749 appendix A.17.
-    fn check(members: Map<String, Value>) -> Result<Self, Error> {
-        let wrong = match members.get("refresh_token") {
-            None => {
-                let hint = if members.contains_key("sfdxAuthUrl") || members.contains_key("result")
-                {
-                    "this looks like output of sf: --sfdx-url-file FILE reads that"
-                } else {
-                    "ask for the scope refresh_token (or offline_access) when you log in"
-                };
-                return Err(Error::new(Exit::File, "has no refresh_token", hint));
-            }
+    fn check(members: Members) -> Result<Self, Error> {
+        let wrong = match members.get(REFRESH_TOKEN) {
+            None => return Err(Self::lacks_refresh_token(&members)),
             Some(Value::String(token)) => check_token(token).err(),
             Some(other) => Some(kind_of(other)),
         };
-        match wrong {
-            None => Ok(Self { members }),
-            Some(what) => {
-                let message = format!("has a refresh_token that is {what}");
-                Err(Error::new(Exit::File, message, "restore the file, or log in again"))
-            }
-        }
+        wrong.map_or(Ok(Self { members }), |what| {
+            let message = format!("has a refresh_token that is {what}");
+            Err(Error::new(Exit::File, message, "restore the file, or log in again"))
+        })
+    }
+
+    /// What to do about a document without a refresh token, by what it looks like.
+    fn lacks_refresh_token(members: &Members) -> Error {
+        let has = |name: &str| members.contains_key(name);
+        let nested = members.iter().find(|(_, value)| value.get(REFRESH_TOKEN).is_some());
+        let (message, hint) = if let Some((name, _)) = nested {
+            let hint = format!("move what is in '{name}' to the top level of the file");
+            (format!("has its refresh_token inside of '{name}'"), hint)
+        } else if ["sfdxAuthUrl", "result", "orgId", "username"].into_iter().any(has) {
+            let hint = "this looks like sf's: sf org auth show-sfdx-auth-url --json gives what \
+                 --sfdx-url-file reads";
+            ("has no refresh_token".to_owned(), hint.to_owned())
+        } else if has("refreshToken") || has("accessToken") {
+            let hint = "use the names of OAuth2: access_token and refresh_token";
+            ("has no refresh_token, but names in camelCase".to_owned(), hint.to_owned())
+        } else {
+            let hint = "ask for the scope refresh_token (or offline_access) when you log in; a login \
+                 by JWT gives none, and is done again: --grant-type";
+            ("has no refresh_token".to_owned(), hint.to_owned())
+        };
+        Error::new(Exit::File, message, hint)
     }
 
     /// A member that is a string.
@@ -993,39 +1149,44 @@ impl Token {
         self.string("access_token").filter(|token| check_token(token).is_ok())
     }
 
-    /// Never absent: [`Token::check`] saw it.
+    /// The refresh token, empty if there is none.
     fn refresh_token(&self) -> &str {
-        self.string("refresh_token").unwrap_or_default()
+        self.string(REFRESH_TOKEN).unwrap_or_default()
+    }
+
+    /// Puts another refresh token in the place of the old one.
+    fn set_refresh_token(&mut self, token: &Secret) {
+        self.members.insert(REFRESH_TOKEN.to_owned(), Value::from(token.expose()));
     }
 
     /// `issued_at`, in milliseconds since 1970, as Salesforce writes it: a string or a number.
     fn issued_at(&self) -> Option<SystemTime> {
-        let millis = match self.members.get("issued_at")? {
-            Value::String(text) => text.parse().ok()?,
-            Value::Number(number) => number.as_u64()?,
-            _ => return None,
-        };
+        let millis = whole_number(self.members.get("issued_at")?)?;
         UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 
-    /// Puts a reply into the document: each member replaces the old one or joins, the old
-    /// `refresh_token` stays if the reply has no usable one (RFC 6749 §6).
-    fn merge(&mut self, reply: Map<String, Value>, now: SystemTime) {
-        // An issued_at that the reply does not replace would tell the age of the token before.
-        let stale = !reply.contains_key("issued_at");
+    /// Puts a reply into the document: each member replaces the old one or joins. The old tokens stay
+    /// if the reply has none that can be used (RFC 6749 §6). Gives whether the refresh token changed.
+    fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
+        let before = self.refresh_token().to_owned();
+        let mut times = vec![("issued_at", millis_since_1970(now))];
+        if let Some(seconds) = reply.get("expires_in").and_then(whole_number) {
+            let expiry = millis_since_1970(now).saturating_add(seconds.saturating_mul(1000));
+            times.extend(["expires_at", "expiry", "expiry_date"].map(|name| (name, expiry)));
+        }
+        // What the reply does not replace would tell of the token before.
+        times.retain(|(name, _)| !reply.contains_key(*name));
         for (name, value) in reply {
-            let keeps_old = name == "refresh_token" && value.as_str().is_none_or(str::is_empty);
-            if !keeps_old {
+            if !TOKENS[..2].contains(&name.as_str()) || is_token(&value) {
                 self.members.insert(name, value);
             }
         }
-        if let (true, Some(issued_at)) = (stale, self.members.get_mut("issued_at")) {
-            let millis = millis_since_1970(now);
-            *issued_at = match issued_at {
-                Value::Number(_) => Value::from(millis),
-                _ => Value::from(millis.to_string()),
-            };
+        for (name, millis) in times {
+            if let Some(value) = self.members.get_mut(name) {
+                *value = time_like(value, name, millis);
+            }
         }
+        before != self.refresh_token()
     }
 
     /// The document as it is saved: pretty-printed UTF-8 without BOM, one newline at the end.
@@ -1039,18 +1200,55 @@ impl Token {
     /// What stdout gets: the token alone, a header, shell assignments or the document.
     fn render(&self, output: Output) -> Vec<u8> {
         let access_token = self.access_token().unwrap_or_default();
+        let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
         match output {
             Output::Token => format!("{access_token}\n").into_bytes(),
             Output::Header => format!("Authorization: Bearer {access_token}\n").into_bytes(),
             Output::Env => {
-                let token = shell_quoted(access_token);
-                let url = shell_quoted(self.string("instance_url").unwrap_or_default());
+                let url = quoted(self.string("instance_url").unwrap_or_default());
+                let token = quoted(access_token);
                 format!("SF_ACCESS_TOKEN={token}\nSF_ORG_INSTANCE_URL={url}\n").into_bytes()
             }
             Output::Json => self.to_json(),
             Output::None => Vec::new(),
         }
     }
+}
+
+/// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
+/// (requests-oauthlib), `expiry` is text (RFC 3339, Go), the others are in milliseconds.
+fn time_like(old: &Value, name: &str, millis: u64) -> Value {
+    match (old, name) {
+        (Value::String(old), "expiry") if old.contains('T') => Value::from(rfc_3339(millis / 1000)),
+        (Value::Number(old), "expires_at") if !old.is_u64() => {
+            let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
+            seconds.parse::<Number>().map_or(Value::Null, Value::Number)
+        }
+        (Value::String(_), "expires_at") => Value::from((millis / 1000).to_string()),
+        (_, "expires_at") => Value::from(millis / 1000),
+        (Value::String(_), _) => Value::from(millis.to_string()),
+        _ => Value::from(millis),
+    }
+}
+
+/// A date and time in UTC as RFC 3339 writes it, from seconds since 1970.
+fn rfc_3339(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    // Years from March on, so that a leap day is the last, in eras of 400 years.
+    let (era, era_day) = (days / 146_097, days % 146_097);
+    let era_year = (era_day - era_day / 1_460 + era_day / 36_524 - era_day / 146_096) / 365;
+    let year_day = era_day - (365 * era_year + era_year / 4 - era_year / 100);
+    let march_month = (5 * year_day + 2) / 153;
+    let day = year_day - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + era_year + u64::from(month <= 2);
+    let (hours, minutes, seconds) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}Z")
+}
+
+/// A whole number, written as such or as a string.
+fn whole_number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
 /// Milliseconds since 1970, zero before.
@@ -1061,14 +1259,23 @@ fn millis_since_1970(time: SystemTime) -> u64 {
 
 /// Why a string is no token: tokens are one or more VSCHAR, %x20-7E (RFC 6749 appendix A).
 fn check_token(token: &str) -> Result<(), &'static str> {
-    if token.is_empty() {
-        return Err("an empty string");
+    match token {
+        "" => Err("an empty string"),
+        token if token.bytes().all(|b| (0x20..=0x7E).contains(&b)) => Ok(()),
+        _ => Err("not made of printable ASCII characters"),
     }
-    if token.bytes().all(|b| (0x20..=0x7E).contains(&b)) {
-        Ok(())
-    } else {
-        Err("not made of printable ASCII characters")
-    }
+}
+
+/// Whether a JSON value is a usable token.
+fn is_token(value: &Value) -> bool {
+    value.as_str().is_some_and(|token| check_token(token).is_ok())
+}
+
+/// The first JSON value of a text, and where it ends.
+fn first_json(text: &[u8]) -> Option<(Value, usize)> {
+    let mut values = serde_json::Deserializer::from_slice(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, values.byte_offset()))
 }
 
 /// A JSON value's kind, with its article.
@@ -1083,35 +1290,33 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A word for a POSIX shell, in single quotes.
-fn shell_quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 // ---- Reply: what a status and a body mean; tables first. Pure: no I/O, no clock. ----
 
-/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its exit status and hint. Any other is
-/// a matter of the set-up.
+/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its code (empty: any), a part of its
+/// description, the exit status, a hint. The first row that fits counts; any other is the set-up.
 #[rustfmt::skip]
-const OAUTH_ERRORS: [(&str, Exit, &str); 14] = [
-    ("invalid_grant", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("access_denied", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("inactive_user", Exit::Refused, "the user is frozen or inactive: have it activated, log in again"),
-    ("inactive_org", Exit::Refused, "the org is locked or suspended: have it activated, log in again"),
-    ("rate_limit_exceeded", Exit::Temporary, "run it again later"),
-    ("temporarily_unavailable", Exit::Temporary, "run it again later"),
-    ("server_error", Exit::Temporary, "run it again later"),
-    ("invalid_client_id", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
-    ("invalid_client", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
-    ("unauthorized_client", Exit::Setup, "allow the app the refresh token flow, and the user the app"),
-    ("unsupported_grant_type", Exit::Setup, "check --endpoint: it does not know grant_type=refresh_token"),
-    ("invalid_scope", Exit::Setup, "the scope in --data is not one that the login granted"),
-    ("app_not_found", Exit::Setup, "the app is not installed in this org: check --client-id and --endpoint"),
-    ("invalid_request", Exit::Setup, "check --endpoint and --data; an app may require its secret"),
+const OAUTH_ERRORS: [(&str, &str, Exit, &str); 16] = [
+    ("", "ip restricted", Exit::Setup, "a login does not help: have this machine's address allowed, in the app or the user's profile"),
+    ("invalid_grant", "token request is already being processed", Exit::Temporary, LATER),
+    ("invalid_grant", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
+    ("access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
+    ("inactive_user", "", Exit::Refused, "the user is frozen or inactive: have it activated, log in again"),
+    ("inactive_org", "", Exit::Refused, "the org is locked or suspended: have it activated, log in again"),
+    ("rate_limit_exceeded", "", Exit::Temporary, LATER),
+    ("temporarily_unavailable", "", Exit::Temporary, LATER),
+    ("server_error", "", Exit::Temporary, LATER),
+    ("invalid_client_id", "", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
+    ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
+    ("unauthorized_client", "", Exit::Setup, "allow the app this grant type, and the user the app"),
+    ("unsupported_grant_type", "", Exit::Setup, "check --endpoint and --grant-type: the server does not know that type there"),
+    ("invalid_scope", "", Exit::Setup, "the scope in --data is not one that the login granted"),
+    ("app_not_found", "", Exit::Setup, "the app is not installed in this org: check --client-id and --endpoint"),
+    ("invalid_request", "", Exit::Setup, "check --endpoint and --data; an app may require its secret"),
 ];
-/// Part of the description of an `invalid_grant` that Salesforce gives to all but the first of
-/// several refreshes at once.
-const IN_PROGRESS: &str = "token request is already being processed";
+/// The hint if nothing but time can help.
+const LATER: &str = "run it again later";
+/// Said if a request went out, and no whole answer came back.
+const MAY_BE_USED: &str = "the server may have used the refresh token";
 /// A server that wants a client certificate: as an alert, or on a page.
 const CERTIFICATE_DEMANDED: (&str, &str) = (
     "the server demands a client certificate",
@@ -1126,36 +1331,50 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// What an answer means; secrets in what the server says are not told.
-fn read_answer(answer: &Answer, secrets: &Secrets) -> Reply {
+impl Answer {
+    fn new(status: u16, headers: &HeaderMap, body: Vec<u8>) -> Self {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        // Seconds (RFC 9110 §10.2.3); more than fits is more than any time-out. A date says nothing.
+        let seconds = header("retry-after").filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+        let retry_after = seconds.filter(|text| !text.is_empty());
+        let retry_after = retry_after.map(|t| Duration::from_secs(t.parse().unwrap_or(u64::MAX)));
+        Self { status, retry_after, location: header("location").map(str::to_owned), body }
+    }
+}
+
+/// What an answer means; secrets of the request in what the server says are not told.
+fn read_answer(answer: &Answer, request: &Request) -> Reply {
     let body = answer.body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&answer.body);
     // A grant must not be lost to the name of its user: what is not UTF-8, or half a surrogate pair
     // (RFC 8259 §8.2), becomes some other character.
     let text = String::from_utf8_lossy(body);
-    let json: Option<Value> = serde_json::from_str(&text)
-        .or_else(|_| serde_json::from_str(&text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff")))
-        .ok();
-    let success = matches!(answer.status, 200..=299);
-    let json = match json {
-        Some(Value::Object(members)) if success && is_grant(&members) => {
-            return Reply::Granted(members);
+    let fixed = || text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff");
+    let json = first_json(text.as_bytes()).or_else(|| first_json(fixed().as_bytes()));
+    let (status, success) = (answer.status, matches!(answer.status, 200..=299));
+    let json = match json.map(|(json, _)| json) {
+        Some(Value::Object(members)) if success && is_grant(&members, request) => {
+            return Reply::Granted(Grant { status, members });
         }
         json => json,
     };
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
-    let said = code.map(|code| server_text(code, json.as_ref(), secrets));
-    match (answer.status, code, said) {
-        (300..=399, ..) => Reply::Failed(redirected(answer, secrets)),
+    let said = code.map(|code| server_text(code, json.as_ref(), &request.secrets));
+    match (status, code, said) {
+        (300..=399, ..) => Reply::Failed(redirected(answer, &request.secrets)),
         (408 | 420 | 429 | 500..=599, _, said) => busy(answer, said.as_deref()),
-        (_, Some(code), Some(said)) => refused(code, &said),
-        _ if success && is_cut_short(body) => Reply::Failed(lost("the reply ends in the middle")),
-        _ => Reply::Failed(not_a_reply(answer.status, body, json.as_ref())),
+        (_, Some(code), Some(said)) => refused(code, &said, answer.retry_after, request),
+        _ if success && is_cut_short(body) => lost("the reply ends in the middle"),
+        _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
 }
 
-/// Whether the members hold a usable access token (RFC 6749 appendix A.12).
-fn is_grant(members: &Map<String, Value>) -> bool {
-    members.get("access_token").and_then(Value::as_str).is_some_and(|t| check_token(t).is_ok())
+/// Whether the members hold a usable access token, or a new refresh token: that may be the only one
+/// that works now.
+fn is_grant(members: &Members, request: &Request) -> bool {
+    let has = |name| members.get(name).is_some_and(is_token);
+    let sent = request.refresh_token.as_ref().map(Secret::expose);
+    let is_new = members.get(REFRESH_TOKEN).and_then(Value::as_str) != sent;
+    has("access_token") || has(REFRESH_TOKEN) && is_new
 }
 
 /// Whether a body is the beginning of a JSON object.
@@ -1170,46 +1389,64 @@ fn redirected(answer: &Answer, secrets: &Secrets) -> Error {
     let host = uri.as_ref().and_then(Uri::host);
     let to = host.map_or_else(String::new, |host| format!(" to {}", secrets.mask(host)));
     let message = format!("redirect refused: HTTP {}{to}", answer.status);
-    let hint = "give the endpoint itself with --endpoint: for Salesforce your My Domain host";
+    let hint = "give the endpoint itself with --endpoint (for Salesforce your My Domain host), and \
+         check that no captive portal answers in its place";
     Error::new(Exit::Setup, message, hint)
 }
 
-/// A status that says 'later'. 429 and 503 say as well that nothing was processed.
+/// A status that says 'later', or that a gateway lost the answer.
 fn busy(answer: &Answer, said: Option<&str>) -> Reply {
     let said = said.map_or_else(String::new, |said| format!(": {said}"));
     let message = format!("the server is busy or failing: HTTP {}{said}", answer.status);
-    let error = Error::new(Exit::Temporary, message, "run it again later");
+    let error = Error::new(Exit::Temporary, message, LATER);
     match answer.status {
-        429 | 503 => Reply::Later(error, answer.retry_after),
-        _ => Reply::Failed(error),
+        502 | 504 => Reply::Lost(error, answer.retry_after),
+        _ => Reply::Later(error, answer.retry_after),
     }
 }
 
-/// An `error` of the server, by its code.
-fn refused(code: &str, said: &str) -> Reply {
-    if code == "invalid_grant" && said.to_lowercase().contains(IN_PROGRESS) {
-        let message = format!("another refresh of this grant is under way: {said}");
-        return Reply::Later(Error::new(Exit::Temporary, message, "run it again later"), None);
+/// An `error` of the server, by its code and what it `said`.
+fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) -> Reply {
+    let lower = said.to_ascii_lowercase();
+    let fits = |(row, part, ..): &(&str, &str, Exit, &str)| {
+        (*row == code || row.is_empty()) && lower.contains(part)
+    };
+    let (_, _, exit, hint) =
+        OAUTH_ERRORS.into_iter().find(fits).unwrap_or(("", "", Exit::Setup, ""));
+    if exit == Exit::Temporary {
+        return Reply::Later(Error::new(exit, format!("the server is busy: {said}"), hint), wait);
     }
-    let known = OAUTH_ERRORS.into_iter().find(|(known, ..)| *known == code);
-    let (_, exit, hint) = known.unwrap_or((code, Exit::Setup, ""));
-    let what = if exit == Exit::Temporary { "the server is busy" } else { "refused" };
-    Reply::Failed(Error::new(exit, format!("{what}: {said}"), hint))
+    let hint = match code {
+        "invalid_client" if request.authorization.is_some() => {
+            "check --client-id and the secret; this server may want it in the form: leave --basic out"
+        }
+        "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => {
+            "get a new code or assertion: each works once, and for a short time"
+        }
+        _ => hint,
+    };
+    Reply::Failed(Error::new(exit, format!("refused: {said}"), hint))
 }
 
 /// A reply that is neither a grant nor an OAuth2 error.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
-    let start = body.trim_ascii_start();
-    if status == 400 && start.starts_with(b"<") && contains(body, b"SSL certificate") {
-        let (what, hint) = CERTIFICATE_DEMANDED;
-        return Error::new(Exit::Setup, format!("HTTP {status}: {what}"), hint);
-    }
-    let hint = match status {
-        404 => "check --endpoint: there is no token endpoint at that path",
-        _ => "check --endpoint, and that no captive portal or proxy answers in its place",
+    let is_page = body.starts_with(b"<");
+    let what = what_came(body, json);
+    let (what, hint) = match status {
+        400 if is_page && contains(body, b"SSL certificate") => {
+            (CERTIFICATE_DEMANDED.0.to_owned(), CERTIFICATE_DEMANDED.1)
+        }
+        400 | 401 => (
+            "the server refused without saying why".to_owned(),
+            "check client id and secret; if they are right, log in again",
+        ),
+        404 => (what, "check --endpoint: there is no token endpoint at that path"),
+        200..=299 if is_page => {
+            (what, "check --endpoint, and that no captive portal or proxy answers in its place")
+        }
+        _ => (what, "check --endpoint, and that no proxy or firewall answers in its place"),
     };
-    let what = what_came(start, json);
-    Error::new(Exit::Setup, format!("HTTP {status}: not a token reply, but {what}"), hint)
+    Error::new(Exit::Setup, format!("HTTP {status}: {what}"), hint)
 }
 
 /// What a body is, in words, and none of its own.
@@ -1219,15 +1456,13 @@ fn what_came(body: &[u8], json: Option<&Value>) -> String {
             "JSON with an access_token that cannot be used"
         }
         Some(Value::Object(_)) => "JSON without an access_token",
-        Some(other) => return format!("{} in JSON", kind_of(other)),
+        Some(other) => return format!("not a token reply, but {} in JSON", kind_of(other)),
         None if body.is_empty() => "an empty body",
-        None if body.starts_with(b"<") => {
-            "a web page, not JSON: a captive portal or the wrong endpoint?"
-        }
+        None if body.starts_with(b"<") => "a web page",
         None if contains(body, b"access_token=") => "form-encoded text, not JSON",
         None => "something that is not JSON",
     };
-    what.to_owned()
+    format!("not a token reply, but {what}")
 }
 
 /// Whether the body holds these bytes.
@@ -1235,10 +1470,10 @@ fn contains(body: &[u8], needle: &[u8]) -> bool {
     body.windows(needle.len()).any(|window| window == needle)
 }
 
-/// The request went out, and no whole answer came back.
-fn lost(what: &str) -> Error {
-    let message = format!("{what}: the server may have used the refresh token");
-    Error::new(Exit::Temporary, message, "run it again; if it is then refused, log in again")
+/// The request went out, and no whole answer came back: ask again at once.
+fn lost(what: &str) -> Reply {
+    let hint = "run it again; if it is then refused, log in again";
+    Reply::Lost(Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint), None)
 }
 
 /// The server's error and its description (RFC 6749 §5.2), fit to be shown.
@@ -1273,9 +1508,8 @@ impl Secrets {
     fn mask(&self, text: &str) -> String {
         let hide = |text: &str| self.0.iter().fold(text.to_owned(), |t, s| t.replace(s, "***"));
         // Before as well as after: a secret may hold what looks encoded.
-        let decoded = decode_entities(&decode_percent(&hide(text)));
-        let printable: String = decoded.chars().filter(|c| is_printable(*c)).collect();
-        let shown = hide(&printable);
+        let decoded = decode(&hide(text));
+        let shown = hide(&decoded.chars().filter(|c| is_printable(*c)).collect::<String>());
         match shown.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => format!("{}…", &shown[..end]),
             None => shown,
@@ -1283,161 +1517,70 @@ impl Secrets {
     }
 }
 
-/// A text with each `%XX` decoded (RFC 3986 §2.1).
-fn decode_percent(text: &str) -> String {
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, tail @ ..] = rest {
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        let decoded = match rest {
-            [b'%', high, low, ..] => digit(*high).zip(digit(*low)).map(|(h, l)| h * 16 + l),
-            _ => None,
-        };
-        bytes.push(decoded.unwrap_or(*first));
-        rest = if decoded.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A text with the HTML entities decoded that encoders of error messages write.
-fn decode_entities(text: &str) -> String {
-    #[rustfmt::skip]
-    const ENTITIES: [(&str, &str); 8] = [
+/// A text with its `%XX` (RFC 3986 §2.1) and the usual HTML entities decoded.
+fn decode(text: &str) -> String {
+    const ENTITIES: [(&str, &str); 7] = [
         ("&lt;", "<"),
         ("&gt;", ">"),
         ("&quot;", "\""),
         ("&#34;", "\""),
         ("&#39;", "'"),
         ("&#x27;", "'"),
-        ("&#43;", "+"),
         ("&amp;", "&"),
     ];
-    ENTITIES.iter().fold(text.to_owned(), |text, (entity, c)| text.replace(entity, c))
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let [first, tail @ ..] = rest {
+        let code = if *first == b'%' { tail.get(..2) } else { None };
+        let code = code.and_then(|code| std::str::from_utf8(code).ok());
+        let decoded = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+        bytes.push(decoded.unwrap_or(*first));
+        rest = if decoded.is_some() { &tail[2..] } else { tail };
+    }
+    let decoded = String::from_utf8_lossy(&bytes).into_owned();
+    ENTITIES.iter().fold(decoded, |text, (entity, c)| text.replace(entity, c))
 }
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    let is_bidi = matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-    !c.is_control() && !is_bidi && !matches!(c, '\u{2028}' | '\u{2029}')
+    !c.is_control()
+        && !matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}' | '\u{2029}')
+        && !matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-// ---- Network: from a request to its reply. Touches no file. ----
+// ---- Network: from a request to its reply. Touches no file but through the save at hand. ----
 
-/// One POST, and what came of it. What may be a grant goes to `keep` as soon as it is in.
-fn post(run: &Run, request: &Request, keep: &dyn Fn(&[u8])) -> Reply {
-    run.step(&format!("POST {}", shown(&request.endpoint)));
-    // Made before the POST: between a grant and its save each system call counts, and to allocate
-    // can be one. Nothing may be printed there either.
-    let buffer = Vec::with_capacity(RESERVE);
-    let left = run.left();
-    let proxy = run.options.proxy_for(&request.endpoint);
-    let mut form = Form { rest: request.body.expose().as_bytes(), sent: false };
-    let mut post = run
-        .agent
-        .post(&request.endpoint)
-        .header("Accept", "application/json")
-        // A coded reply could not be read, and its grant would be lost.
-        .header("Accept-Encoding", "identity")
-        .header("Content-Type", "application/x-www-form-urlencoded")
-        .header("Content-Length", request.body.expose().len().to_string());
-    if let Some(authorization) = &request.authorization {
-        post = post.header("Authorization", authorization.expose());
-    }
-    let response = post
-        .config()
-        .proxy(proxy.cloned())
-        .timeout_global(Some(left))
-        .timeout_connect(Some(left.min(CONNECT_TIMEOUT)))
-        .build()
-        .send(SendBody::from_reader(&mut form));
-    match response {
-        Ok(response) => receive(response, buffer, keep, &request.secrets),
-        Err(error) if form.sent => Reply::Failed(lost_after_sending(&error)),
-        Err(error) => never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy),
-    }
-}
-
-/// Reads a response to its end, or to where it breaks off. As soon as it may be a whole grant it goes
-/// to `keep`: ureq's work at the end of a body would widen the window for a kill.
-fn receive(
-    response: ureq::http::Response<ureq::Body>,
-    mut body: Vec<u8>,
-    keep: &dyn Fn(&[u8]),
-    secrets: &Secrets,
-) -> Reply {
-    let (head, source) = response.into_parts();
-    let mut reader = source.into_with_config().limit(MAX_DOCUMENT).reader();
-    let mut buffer = [0; 8192];
-    let cut = loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => break None,
-            Ok(n) => body.extend_from_slice(&buffer[..n]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(e) => break Some(ureq::Error::from(e)),
-        }
-        if head.status.is_success() && body.trim_ascii_end().ends_with(b"}") {
-            keep(&body);
-        }
-    };
-    let answer = Answer {
-        status: head.status.as_u16(),
-        retry_after: retry_after(&head.headers),
-        location: header(&head.headers, "location").map(str::to_owned),
-        body,
-    };
-    // A grant that is whole counts although the connection broke off after it.
-    match (read_answer(&answer, secrets), cut) {
-        (granted @ Reply::Granted(_), _) | (granted, None) => granted,
-        (_, Some(error)) => Reply::Failed(lost_after_sending(&error)),
-    }
-}
-
-/// A header of the reply, if it is ASCII.
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-/// How long to wait, in seconds (RFC 9110 §10.2.3); a date counts as nothing said.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = header(headers, "retry-after")?.trim();
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    // More than fits is more than any time-out.
-    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
-}
-
-/// One refresh request (RFC 6749 §6), ready to be sent.
+/// One token request (RFC 6749 §4.1.3, §4.4.2, §6), ready to be sent.
 struct Request {
     endpoint: Uri,
     authorization: Option<Secret>,
     body: Secret,
     masked_body: String,
     secrets: Secrets,
+    refresh_token: Option<Secret>,
 }
 
 impl Request {
     /// The request for one token. Errors: none but for a default endpoint that is no URL.
     fn new(options: &Options, token: &Token) -> Result<Self, Error> {
         let mut secrets = Secrets::default();
-        for name in TOKENS {
-            secrets.add(token.string(name).unwrap_or_default());
-        }
+        TOKENS.iter().for_each(|name| secrets.add(token.string(name).unwrap_or_default()));
+        let refresh_token = Secret(token.refresh_token().to_owned());
+        let refresh_token = Some(refresh_token).filter(|_| options.sends_refresh_token());
+        let mut fields = vec![("grant_type", options.grant_type.as_str(), false)];
+        let mut authorization = None;
         let secret = options.client_secret.as_ref().map(Secret::expose);
         secrets.add(secret.unwrap_or_default());
-        let mut fields = vec![("grant_type", "refresh_token", false)];
-        let mut authorization = None;
-        match secret {
-            Some(secret) if options.basic => {
-                // Each is form-encoded before the two are joined (RFC 6749 §2.3.1).
-                let pair = format!("{}:{}", form_encoded(&options.client_id), form_encoded(secret));
-                let encoded = base64(pair.as_bytes());
-                secrets.add(&encoded);
-                authorization = Some(Secret(format!("Basic {encoded}")));
-            }
-            _ => fields.push(("client_id", &options.client_id, false)),
+        if let (Some(secret), true) = (secret, options.basic) {
+            // Each is form-encoded before the two are joined (RFC 6749 §2.3.1).
+            let pair = format!("{}:{}", form_encoded(&options.client_id), form_encoded(secret));
+            let encoded = base64(pair.as_bytes());
+            secrets.add(&encoded);
+            authorization = Some(Secret(format!("Basic {encoded}")));
+        } else {
+            fields.push(("client_id", &options.client_id, false));
+            fields.extend(secret.map(|secret| ("client_secret", secret, true)));
         }
-        if let (Some(secret), None) = (secret, &authorization) {
-            fields.push(("client_secret", secret, true));
-        }
-        fields.push(("refresh_token", token.refresh_token(), true));
+        fields.extend(refresh_token.as_ref().map(|token| (REFRESH_TOKEN, token.expose(), true)));
         for FormField { name, value, .. } in &options.data {
             // A short value is a flag such as a scope; to mask it would garble what a server says.
             if value.expose().len() >= 8 {
@@ -1445,25 +1588,19 @@ impl Request {
             }
             fields.push((name, value.expose(), true));
         }
-        Ok(Self {
-            endpoint: options.endpoint_for(token)?,
-            authorization,
-            body: Secret(form(&fields, false)),
-            masked_body: form(&fields, true),
-            secrets,
-        })
+        let endpoint = options.endpoint_for(token)?;
+        let (body, masked_body) = (Secret(form(&fields, false)), form(&fields, true));
+        Ok(Self { endpoint, authorization, body, masked_body, secrets, refresh_token })
     }
 
     /// What would be sent, with its secrets masked, on stderr.
     fn show(&self) {
-        let authorization =
-            self.authorization.as_ref().map_or("", |_| "Authorization: Basic ***\n");
+        let basic = self.authorization.as_ref().map_or("", |_| "Authorization: Basic ***\n");
+        let (endpoint, body) = (shown(&self.endpoint), &self.masked_body);
         let _ = write!(
             io::stderr(),
-            "POST {}\nAccept: application/json\n\
-             Content-Type: application/x-www-form-urlencoded\n{authorization}\n{}\n",
-            shown(&self.endpoint),
-            self.masked_body
+            "POST {endpoint}\nAccept: application/json\n\
+             Content-Type: application/x-www-form-urlencoded\n{basic}\n{body}\n"
         );
     }
 }
@@ -1479,98 +1616,146 @@ fn form(fields: &[(&str, &str, bool)], masked: bool) -> String {
 
 /// `application/x-www-form-urlencoded` (RFC 6749 appendix B).
 fn form_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
-                encoded.push(char::from(byte));
-            }
-            b' ' => encoded.push('+'),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
+            char::from(byte).to_string()
         }
-    }
-    encoded
+        b' ' => "+".to_owned(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 /// Base64 with padding (RFC 4648 §4).
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |bits: u32, i: usize| {
-        let six = (bits >> (18 - 6 * i)) & 0x3F;
-        char::from(ALPHABET[six as usize])
-    };
     let mut encoded = String::new();
     for chunk in bytes.chunks(3) {
-        let bits =
-            chunk.iter().enumerate().fold(0, |sum, (i, b)| sum | u32::from(*b) << (16 - 8 * i));
-        (0..=chunk.len()).for_each(|i| encoded.push(digit(bits, i)));
-        (chunk.len()..3).for_each(|_| encoded.push('='));
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let digit = ALPHABET[(bits >> (18 - 6 * i) & 0x3F) as usize];
+            encoded.push(if i <= chunk.len() { char::from(digit) } else { '=' });
+        }
     }
     encoded
 }
 
-/// The body of a request. ureq reads it when connection and headers are done, so that `sent` tells
-/// whether the refresh token can have reached the server.
-struct Form<'a> {
-    rest: &'a [u8],
-    sent: bool,
-}
-
-impl Read for Form<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.sent = true;
-        self.rest.read(buffer)
+/// One POST, and what came of it. Before its body goes out `save` is prepared; what may be a grant is
+/// kept there as soon as it is in.
+fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
+    run.step(&format!("POST {}", shown(&request.endpoint)));
+    let mut exchange = Exchange::new(run, request, save);
+    let (left, timeout) = (run.left(), run.options.timeout);
+    let proxy = run.options.proxy_for(&request.endpoint);
+    let mut post = run
+        .agent
+        .post(&request.endpoint)
+        .header("Accept", "application/json")
+        // A coded reply could not be read, and its grant would be lost.
+        .header("Accept-Encoding", "identity")
+        .header("Content-Type", "application/x-www-form-urlencoded")
+        .header("Content-Length", exchange.unsent.len().to_string());
+    if let Some(authorization) = &request.authorization {
+        post = post.header("Authorization", authorization.expose());
     }
-}
-
-/// Looks names up in a thread of its own, for the system's resolver knows no time-out. ureq's own
-/// one does so even for addresses, and panics if no thread can be had.
-#[derive(Debug)]
-struct NameResolver;
-
-impl Resolver for NameResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &ureq::config::Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().unwrap_or_default();
-        let https = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let found = match address(host) {
-            Some(ip) => vec![SocketAddr::new(ip, port)],
-            None => look_up(host, port, *timeout.after)?,
-        };
-        // Plain http without a proxy is meant for this machine, whatever `localhost` stands for.
-        let anywhere = https || config.proxy().is_some();
-        let mut addresses = self.empty();
-        for socket in found.into_iter().filter(|s| anywhere || s.ip().is_loopback()).take(16) {
-            addresses.push(socket);
+    let response = post
+        .config()
+        .proxy(proxy.cloned())
+        .timeout_resolve(Some(left))
+        .timeout_connect(Some(left.min(CONNECT_TIMEOUT)))
+        .timeout_recv_response(Some(timeout))
+        .timeout_recv_body(Some(timeout))
+        .timeout_global(Some(left + timeout))
+        .build()
+        .send(SendBody::from_reader(&mut exchange));
+    match (response, exchange.failure.take()) {
+        (_, Some(failure)) => Reply::Failed(failure),
+        (Ok(response), None) => exchange.receive(response),
+        (Err(error), None) if exchange.sent => lost_after_sending(&error),
+        (Err(error), None) => {
+            run.tell_reached();
+            never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy)
         }
-        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
     }
 }
 
-/// The addresses of a name. The error is [`ureq::Error::Other`] with the resolver's own words.
-fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-    let (sender, receiver) = mpsc::channel();
-    let name = host.to_owned();
-    let thread = thread::Builder::new().spawn(move || sender.send(resolve(&name)));
-    let answer = match thread {
-        Ok(_) => match receiver.recv_timeout(limit) {
-            Ok(answer) => answer,
-            Err(_) => return Err(ureq::Error::Timeout(ureq::Timeout::Resolve)),
-        },
-        // No thread to be had: rather without a time-out than not at all.
-        Err(_) => resolve(host),
-    };
-    answer.map_err(|cause| ureq::Error::Other(describe(&cause).into()))
+/// A request on its way, and the reply to it.
+struct Exchange<'a, 'b> {
+    run: &'a Run,
+    request: &'a Request,
+    save: Option<&'a mut Save<'b>>,
+    /// What is left of the request's body.
+    unsent: &'a [u8],
+    /// The refresh token may have reached the server.
+    sent: bool,
+    /// Why the save cannot work.
+    failure: Option<Error>,
+    /// The reply's body, as far as it came.
+    received: Vec<u8>,
 }
 
-/// The HTTP client, with the roots that it trusts: Mozilla's if none are given.
-fn new_agent(roots: Option<Vec<Certificate<'static>>>) -> Agent {
+impl<'a, 'b> Exchange<'a, 'b> {
+    fn new(run: &'a Run, request: &'a Request, save: Option<&'a mut Save<'b>>) -> Self {
+        // Room for the reply is taken now: between a grant and its save each system call counts, and
+        // to allocate can be one. Nothing may be printed there either.
+        let received = Vec::with_capacity(RESERVE);
+        let unsent = request.body.expose().as_bytes();
+        Self { run, request, save, unsent, sent: false, failure: None, received }
+    }
+
+    /// Reads a response to its end, or to where it breaks off. As soon as it may be a whole grant it is
+    /// kept: ureq's work at the end of a body would widen the window for a kill.
+    fn receive(mut self, response: Response<ureq::Body>) -> Reply {
+        let (head, source) = response.into_parts();
+        let mut reader = source.into_with_config().limit(MAX_DOCUMENT).reader();
+        let mut buffer = [0; 8192];
+        let cut = loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => self.received.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => break Some(ureq::Error::from(e)),
+            }
+            let is_whole = self.received.trim_ascii_end().ends_with(b"}");
+            if let (Some(save), true) = (&self.save, head.status.is_success() && is_whole) {
+                save.keep(&self.received);
+            }
+        };
+        let answer = Answer::new(head.status.as_u16(), &head.headers, self.received);
+        // A grant that is whole counts although the connection broke off after it.
+        match (read_answer(&answer, self.request), cut) {
+            (granted @ Reply::Granted(_), _) => granted,
+            (reply, cut) => {
+                self.run.step(&format!("HTTP {}", answer.status));
+                cut.as_ref().map_or(reply, lost_after_sending)
+            }
+        }
+    }
+}
+
+/// The request's body. ureq reads it when connection, TLS and headers are done.
+impl Read for Exchange<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.sent {
+            self.run.tell_reached();
+            if self.run.left().is_zero() {
+                return Err(io::Error::other(ureq::Error::Timeout(ureq::Timeout::Connect)));
+            }
+            os::hold_stops();
+            if let Some(Err(error)) = self.save.as_mut().map(|save| save.prepare()) {
+                self.failure = Some(error);
+                return Err(ErrorKind::Other.into());
+            }
+            self.sent = true;
+        }
+        self.unsent.read(buffer)
+    }
+}
+
+/// The HTTP client, with the roots that it trusts (Mozilla's if none are given), and the addresses
+/// that it connects to.
+fn new_agent(roots: Option<Vec<Certificate<'static>>>) -> (Agent, mpsc::Receiver<SocketAddr>) {
     let roots = roots.map_or(RootCerts::WebPki, |roots| RootCerts::new_with_certs(&roots));
     let config = Agent::config_builder()
         .proxy(None)
@@ -1584,7 +1769,138 @@ fn new_agent(roots: Option<Vec<Certificate<'static>>>) -> Agent {
         .output_buffer_size(16 * 1024)
         .max_response_header_size(16 * 1024)
         .build();
-    Agent::with_parts(config, DefaultConnector::default(), NameResolver)
+    let (sender, reached) = mpsc::channel();
+    let connector =
+        ().chain(ConnectProxyConnector::default())
+            .chain(InTurn { tcp: TcpConnector::default(), reached: sender })
+            .chain(RustlsConnector::default());
+    (Agent::with_parts(config, connector, NameResolver), reached)
+}
+
+/// Opens a TCP connection to the first address of a host, or of its proxy, that answers, and tells
+/// `reached` which. Each has a short patience in turn, so that a dead one does not hold up the others;
+/// those that were silent then share the time that is left. ureq's own gives the first one half of it.
+#[derive(Debug)]
+struct InTurn {
+    tcp: TcpConnector,
+    reached: mpsc::Sender<SocketAddr>,
+}
+
+impl<In: Transport> Connector<In> for InTurn {
+    type Out = <TcpConnector as Connector<In>>::Out;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        tunnel: Option<In>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        if tunnel.is_some() {
+            return self.tcp.connect(details, tunnel);
+        }
+        let mut failure = ureq::Error::HostNotFound;
+        let mut silent = details.addrs.to_vec();
+        // The only address of a host gets all the time at once.
+        let patience = if silent.len() > 1 { PATIENCE } else { Duration::MAX };
+        for patience in [patience, Duration::MAX] {
+            let addresses = mem::take(&mut silent);
+            for (tried, address) in addresses.iter().enumerate() {
+                let share =
+                    time_left(details) / u32::try_from(addresses.len() - tried).unwrap_or(1);
+                // Zero would be a second to ureq.
+                let limit = share.min(patience).max(Duration::from_millis(1));
+                match self.tcp.connect(&narrowed(details, *address, limit), None) {
+                    Err(error) => {
+                        silent.extend(matches!(error, ureq::Error::Timeout(_)).then_some(*address));
+                        failure = error;
+                    }
+                    connected => {
+                        let _ = self.reached.send(*address);
+                        return connected;
+                    }
+                }
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// What is left of the time for a connection.
+fn time_left(details: &ConnectionDetails) -> Duration {
+    match details.now {
+        UreqInstant::Exact(start) => details.timeout.after.saturating_sub(start.elapsed()),
+        _ => *details.timeout.after,
+    }
+}
+
+/// The same connection, to one address and within this limit.
+fn narrowed<'a>(
+    details: &ConnectionDetails<'a>,
+    address: SocketAddr,
+    limit: Duration,
+) -> ConnectionDetails<'a> {
+    let mut addrs = details.resolver.empty();
+    addrs.push(address);
+    ConnectionDetails {
+        addrs,
+        timeout: NextTimeout { after: limit.into(), ..details.timeout },
+        current_time: details.current_time.clone(),
+        run_connector: details.run_connector.clone(),
+        register_shutdown: details.register_shutdown.clone(),
+        ..*details
+    }
+}
+
+/// Looks names up in a thread of its own, for the system's resolver knows no time-out. ureq's own
+/// one does so even for addresses, and panics where no thread can be had.
+#[derive(Debug)]
+struct NameResolver;
+
+impl Resolver for NameResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let https = is_https(uri);
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let mut found = match address(host) {
+            Some(ip) => vec![SocketAddr::new(ip, port)],
+            None => look_up(host, port, *timeout.after)?,
+        };
+        // Plain http without a proxy is meant for this machine, whatever `localhost` stands for.
+        let anywhere = https || config.proxy().is_some();
+        found.retain(|socket| anywhere || socket.ip().is_loopback());
+        let mut addresses = self.empty();
+        alternating(found).into_iter().take(16).for_each(|socket| addresses.push(socket));
+        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
+    }
+}
+
+/// The addresses of a name. The error is [`ureq::Error::Other`] with the resolver's own words.
+fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
+    let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    let (sender, receiver) = mpsc::channel();
+    let name = host.to_owned();
+    let answer = match thread::Builder::new().spawn(move || sender.send(resolve(&name))) {
+        Ok(_) => receiver
+            .recv_timeout(limit)
+            .map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?,
+        // No thread to be had: rather without a time-out than not at all.
+        Err(_) => resolve(host),
+    };
+    answer.map_err(|cause| ureq::Error::Other(describe(&cause).into()))
+}
+
+/// The addresses with their two families taking turns, the first one's family first (RFC 8305 §4).
+fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|a| a.is_ipv6() == is_v6);
+    let longest = first.len().max(other.len());
+    let turns = (0..longest).flat_map(|i| [first.get(i), other.get(i)]);
+    turns.flatten().copied().collect()
 }
 
 /// What rustls says when it refuses a certificate: how its text starts, what it means, a hint.
@@ -1606,31 +1922,38 @@ const CLOCK_HINT: &str = "this machine's clock says that it is {year}: is that r
 /// The hint if the network is the likely cause.
 const NETWORK_HINT: &str =
     "check the network, the host's name and the proxy; or run it again later";
+/// The hint if a name is not found. musl's resolver takes an error about IPv6 for the whole answer.
+const NAME_HINT: &str = if cfg!(target_env = "musl") {
+    "check the network and the name; if others find it, the name server may refuse its IPv6 \
+     question: put 'ADDRESS NAME' into /etc/hosts, or use the build for glibc"
+} else {
+    NETWORK_HINT
+};
 
 /// A failure before the refresh token was sent to `host`.
 fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
     use ureq::Error as E;
-    let to = match proxy {
-        Some(proxy) => format!("{host} through the proxy {}:{}", proxy.host(), proxy.port()),
-        None => host.to_owned(),
+    let by_proxy = proxy.map(|proxy| format!("the proxy {}:{}", proxy.host(), proxy.port()));
+    let to = by_proxy.as_ref().map_or(host.to_owned(), |proxy| format!("{host} through {proxy}"));
+    // The name of the host itself is the proxy's to find.
+    let name = by_proxy.as_deref().unwrap_or(host);
+    let unsent = |exit, what: String, hint: &str| {
+        let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
+        if exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
     };
-    let later = |what: String, hint: &str| {
-        Reply::Later(Error::new(Exit::Temporary, format!("{what}; nothing was sent"), hint), None)
-    };
-    let wrong = |what: String, hint: &str| {
-        Reply::Failed(Error::new(Exit::Setup, format!("{what}; nothing was sent"), hint))
-    };
+    let later = |what: String, hint: &str| unsent(Exit::Temporary, what, hint);
+    let wrong = |what: String, hint: &str| unsent(Exit::Setup, what, hint);
     match error {
-        E::Other(cause) => later(format!("cannot find {to}: {cause}"), NETWORK_HINT),
-        E::HostNotFound => later(format!("cannot find {to}"), NETWORK_HINT),
+        E::Other(cause) => later(format!("cannot find {name}: {cause}"), NAME_HINT),
+        E::HostNotFound => later(format!("cannot find {name}"), NAME_HINT),
         E::Timeout(ureq::Timeout::Resolve) => {
-            later(format!("no answer from the name server about {to}"), NETWORK_HINT)
+            later(format!("no answer from the name server about {name}"), NETWORK_HINT)
         }
         E::Timeout(_) => later(format!("no connection to {to} in time"), NETWORK_HINT),
-        E::ConnectProxyFailed(reason) => match proxy_refusal(reason) {
-            (Exit::Temporary, what, hint) => later(format!("{to}: {what}"), hint),
-            (_, what, hint) => wrong(format!("{to}: {what}"), hint),
-        },
+        E::ConnectProxyFailed(reason) => {
+            let (exit, what, hint) = proxy_refusal(reason);
+            unsent(exit, format!("{to}: {what}"), hint)
+        }
         E::Io(cause) => match tls_failure(cause) {
             Some((what, hint)) => wrong(format!("{to}: {what}"), &hint),
             None => later(format!("cannot connect to {to}: {}", describe(cause)), NETWORK_HINT),
@@ -1645,12 +1968,12 @@ fn proxy_refusal(reason: &str) -> (Exit, String, &'static str) {
     let status = reason.rsplit('/').next().and_then(|status| status.parse::<u16>().ok());
     let (exit, what, hint) = match status {
         // tinyproxy answers a wrong password with 401.
-        Some(401 | 407) => (
-            Exit::Setup,
-            "the proxy wants other credentials",
-            "put USER:PASSWORD@ before the host in HTTPS_PROXY",
-        ),
-        Some(500..) => (Exit::Temporary, "the proxy got no connection", "run it again later"),
+        Some(401 | 407) => {
+            let hint = "put USER:PASSWORD@ before the host in HTTPS_PROXY";
+            (Exit::Setup, "the proxy wants other credentials", hint)
+        }
+        Some(501) => (Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
+        Some(500..) => (Exit::Temporary, "the proxy got no connection", LATER),
         Some(_) => {
             let hint = "have the proxy allow the host, or name the host in NO_PROXY";
             (Exit::Setup, "the proxy refused", hint)
@@ -1668,9 +1991,8 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     if let Some(reason) = text.strip_prefix("invalid peer certificate: ") {
         let known = CERTIFICATE_FAILURES.into_iter().find(|(start, ..)| reason.starts_with(start));
         let (_, what, hint) = known.unwrap_or(("", reason, ""));
-        // The average length of a year, in milliseconds.
-        let year = 1970 + millis_since_1970(SystemTime::now()) / 31_556_952_000;
-        let hint = hint.replace("{year}", &year.to_string());
+        let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
+        let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
         return Some((format!("certificate refused: {what}"), hint));
     }
     let (what, hint) = if demands_certificate(cause) {
@@ -1696,11 +2018,15 @@ fn demands_certificate(cause: &io::Error) -> bool {
 }
 
 /// A failure after the refresh token was sent.
-fn lost_after_sending(error: &ureq::Error) -> Error {
+fn lost_after_sending(error: &ureq::Error) -> Reply {
     use ureq::Error as E;
-    let wrong = |what: &str, hint: &str| Error::new(Exit::Setup, what, hint);
+    let wrong = |what: &str, hint: &str| Reply::Failed(Error::new(Exit::Setup, what, hint));
     match error {
-        E::Timeout(_) => lost("no answer in time"),
+        // Who thinks for so long is not asked again within the same run.
+        E::Timeout(_) => match lost("no answer in time") {
+            Reply::Lost(error, _) => Reply::Failed(error),
+            reply => reply,
+        },
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
         E::Io(cause) if demands_certificate(cause) => {
             wrong(CERTIFICATE_DEMANDED.0, CERTIFICATE_DEMANDED.1)
@@ -1715,39 +2041,60 @@ fn lost_after_sending(error: &ureq::Error) -> Error {
 }
 
 // ---- File: lock, journal, save. Knows bytes and no HTTP; prints nothing but steps. ----
+//
+// A save goes by the first of three plans that fits:
+//
+// 1. rename: the journal takes the file's name;
+// 2. overwrite with a journal: other names, access control lists and attributes stay with the file;
+// 3. overwrite alone: the folder takes no journal, so room is made in the file beforehand.
 
 /// A token file, open and locked. The lock ends with the handle, and with the process.
 struct TokenFile {
-    /// The file itself, where the path led through symlinks.
+    /// The file itself, if the path led through symlinks.
     path: PathBuf,
     handle: File,
     metadata: fs::Metadata,
-    /// This run made the file, and removes it again where nothing comes of it.
+    /// What it holds: a save replaces these bytes and no others.
+    bytes: Vec<u8>,
+    /// This run made the file, and removes it again if nothing comes of it.
     made: bool,
 }
 
 impl TokenFile {
-    /// Opens and locks a token file within the time-out, or makes it where `may_make`. While
-    /// another run holds the lock, the access token is noted.
+    /// Opens and locks a token file, or makes it if the options allow that, and finishes an
+    /// interrupted save (a dry run does so in memory alone).
     fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
-        let may_make = run.options.seed().is_some();
         loop {
-            let mut file = Self::open(path, may_make)?;
-            let waited = file.wait_for_lock(run)?;
+            let mut file = Self::open(path, run.options.start().is_some())?;
+            lock_within(&file.handle, run, |run| file.note_access_token(run))?;
             // A rename by the former holder leaves this handle on a file that has no name.
-            let is_current = fs::metadata(path).is_ok_and(|now| same_file(&now, &file.metadata));
-            if is_current {
-                file.metadata = file.handle.metadata().map_err(|e| cannot("examine", &e))?;
-                run.step("locked");
-                return Ok(file);
-            }
-            if !waited {
+            if !fs::metadata(path).is_ok_and(|now| same_file(&now, &file.metadata)) {
                 file.note_access_token(run);
+                file.made = false;
+                if run.left().is_zero() {
+                    return Err(lock_held());
+                }
+                continue;
             }
-            if run.left().is_zero() {
-                return Err(lock_held());
+            file.metadata = file.handle.metadata().map_err(|e| file_error("examine", &e))?;
+            if file.metadata.nlink() == 0 {
+                let hint = "its name is gone on the host: mount the folder, not the file";
+                return Err(Error::new(Exit::File, "is mounted and was removed or replaced", hint));
             }
-            file.made = false;
+            let journal = Journal::left_over(&file, run)?;
+            file.bytes = file.read().map_err(|e| file_error("read", &e))?;
+            run.step("locked");
+            match journal {
+                None => return Ok(file),
+                Some(journal) if run.options.dry_run => {
+                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, &run.options) {
+                        file.bytes = token.to_json();
+                    }
+                    return Ok(file);
+                }
+                // Then it is looked at again: its name may stand for the former journal.
+                Some(journal) => journal.finish(&file, run)?,
+            }
         }
     }
 
@@ -1771,50 +2118,20 @@ impl TokenFile {
             Ok(handle) => {
                 let metadata = handle.metadata().map_err(|e| cannot_open(&e))?;
                 check_regular(&metadata)?;
-                Ok(Self { path, handle, metadata, made })
+                Ok(Self { path, handle, metadata, bytes: Vec::new(), made })
             }
             // Another run was faster to make it, or a symlink leads nowhere.
-            Err(e)
-                if made && e.kind() == ErrorKind::AlreadyExists && fs::metadata(&path).is_ok() =>
-            {
+            Err(e) if made && e.kind() == ErrorKind::AlreadyExists && path.exists() => {
                 Self::open(&path, false)
             }
             Err(e) => Err(cannot_open(&e)),
         }
     }
 
-    /// Polls the lock until it is ours; tells whether that took a wait.
-    fn wait_for_lock(&self, run: &mut Run) -> Result<bool, Error> {
-        let mut waited = false;
-        loop {
-            match self.handle.try_lock() {
-                Ok(()) => return Ok(waited),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(TryLockError::Error(e)) => {
-                    let hint = "put the file where files can be locked: NFS needs its lock service";
-                    return Err(Error::new(
-                        Exit::File,
-                        format!("cannot lock: {}", describe(&e)),
-                        hint,
-                    ));
-                }
-            }
-            if !waited {
-                run.step("waiting for another run that holds the lock");
-            }
-            waited = true;
-            self.note_access_token(run);
-            if run.left().is_zero() {
-                return Err(lock_held());
-            }
-            thread::sleep(LOCK_POLL.min(run.left()));
-        }
-    }
-
     /// Looks at the token while another run is at work on it.
     fn note_access_token(&self, run: &mut Run) {
-        if let Some(token) = self.read().ok().and_then(|bytes| Token::parse(&bytes, None).ok()) {
+        let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, &run.options).ok());
+        if let Some(token) = token {
             run.note(&token);
         }
     }
@@ -1824,259 +2141,417 @@ impl TokenFile {
         self.metadata.modified().ok()
     }
 
-    /// Whether the name still stands for this file: what is written to another is not found again.
-    fn check_in_place(&self) -> io::Result<()> {
-        if same_file(&fs::metadata(&self.path)?, &self.metadata) {
-            return Ok(());
-        }
-        Err(io::Error::new(ErrorKind::NotFound, "the file was replaced meanwhile"))
-    }
-
-    /// All that the file holds, at most [`MAX_DOCUMENT`].
+    /// What the file holds, less the blanks and NULs at its end, at most [`MAX_DOCUMENT`].
     fn read(&self) -> io::Result<Vec<u8>> {
         // By position, so that every look starts at the beginning.
         let mut bytes = Vec::with_capacity(2 * RESERVE);
         let mut buffer = [0; 8192];
-        loop {
+        while bytes.len() as u64 <= 2 * MAX_DOCUMENT {
             match self.handle.read_at(&mut buffer, bytes.len() as u64) {
-                Ok(0) => return Ok(bytes),
+                Ok(0) => break,
                 Ok(n) => bytes.extend_from_slice(&buffer[..n]),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
-            if bytes.len() as u64 > MAX_DOCUMENT {
-                return Err(too_large());
-            }
         }
+        bytes.truncate(trimmed(&bytes).len());
+        if bytes.len() as u64 > MAX_DOCUMENT { Err(too_large()) } else { Ok(bytes) }
     }
 
-    /// The token document: what the file holds, and over it the journal of an interrupted save,
-    /// which is then finished (unless this is a rehearsal).
-    fn load(&mut self, run: &Run) -> Result<Token, Error> {
-        let rehearsal = run.options.dry_run;
-        let bytes = self.read().map_err(|e| cannot("read", &e))?;
-        let token = Token::parse(&bytes, run.options.seed());
-        let Some((journal, newer)) = self.interrupted_save(rehearsal)? else {
-            return token;
-        };
-        // The journal may hold the bare reply, and the file be half overwritten.
-        let token = match token {
-            Ok(mut token) => {
-                token.merge(newer.members, SystemTime::now());
-                token
-            }
-            Err(_) => newer,
-        };
-        if !rehearsal {
-            self.finish_interrupted_save(journal, &token.to_json())?;
-            run.step("finished an interrupted save");
-        }
-        Ok(token)
+    /// Whether this name stands for the file, and not only for what it was.
+    fn is_named(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|now| same_file(&now, &self.metadata) && now.nlink() > 0)
     }
 
-    /// The journal of an earlier run, where it holds a whole grant. One that does not is removed:
-    /// its run ended before the reply was there.
-    fn interrupted_save(&self, rehearsal: bool) -> Result<Option<(File, Token)>, Error> {
-        let path = journal_path(&self.path);
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
-            return Ok(None);
-        };
-        let in_the_way = |what: &str| {
-            let hint = format!("look at it, and remove it if it is not wanted: {}", path.display());
-            Err(Error::new(Exit::File, format!("the journal beside it {what}"), &hint))
-        };
-        if !metadata.is_file() || metadata.nlink() != 1 {
-            return in_the_way("is not a regular file with one name");
-        }
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
-        let read = opened.and_then(|file| {
-            let is_same = file.metadata().is_ok_and(|now| same_file(&now, &metadata));
-            let bytes = read_limited(&file, 2 * MAX_DOCUMENT)?;
-            let grant = Token::parse(&bytes, None).ok().filter(|t| t.access_token().is_some());
-            Ok((file, is_same, grant))
-        });
-        match read {
-            Ok((journal, true, Some(token))) if metadata.uid() == self.metadata.uid() => {
-                Ok(Some((journal, token)))
-            }
-            Ok((_, true, None)) => {
-                if !rehearsal {
-                    fs::remove_file(&path).map_err(|e| cannot("remove the journal of", &e))?;
-                }
-                Ok(None)
-            }
-            Ok((_, true, Some(_))) => in_the_way("belongs to another user"),
-            Ok((_, false, _)) => in_the_way("was replaced just now"),
-            Err(e) => in_the_way(&format!("cannot be read: {}", describe(&e))),
-        }
+    /// Whether this name stands for the file as it was read.
+    fn is_unchanged_at(&self, path: &Path) -> bool {
+        self.is_named(path) && self.read().is_ok_and(|now| now == self.bytes)
     }
 
-    /// Puts the journal of an earlier run in the place of the file, and keeps the lock.
-    fn finish_interrupted_save(&mut self, journal: File, bytes: &[u8]) -> Result<(), Error> {
-        let path = journal_path(&self.path);
-        let failed = |e: io::Error| {
-            let hint = format!("the newest grant is in {}", path.display());
-            Error::new(
-                Exit::File,
-                format!("cannot finish an interrupted save: {}", describe(&e)),
-                &hint,
-            )
-        };
-        rewrite(&journal, bytes).map_err(failed)?;
-        // The new file has to be locked before it takes the name. Where another run holds it by
-        // now, that run has just taken it for the token file.
-        let renamed = self.metadata.nlink() == 1
-            && journal.try_lock().is_ok()
-            && fs::rename(&path, &self.path).is_ok();
-        if renamed {
-            sync_parent(&self.path).map_err(failed)?;
-            self.metadata = journal.metadata().map_err(failed)?;
-            self.handle = journal;
-            return Ok(());
-        }
-        let length = self.handle.metadata().map_err(failed)?.len();
-        overwrite(&self.handle, bytes, length, length).map_err(failed)?;
-        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(failed)
+    /// What stands under the file's name by now.
+    fn read_by_name(&self) -> Option<Vec<u8>> {
+        let is_file = fs::metadata(&self.path).is_ok_and(|now| now.is_file());
+        let bytes = is_file.then(|| fs::read(&self.path).ok()).flatten()?;
+        Some(trimmed(&bytes).to_vec())
     }
 
-    /// Proves that a save will work before the refresh token is spent, and reserves room for a
-    /// document of `length` bytes and what the reply adds.
-    fn prepare_save(&self, length: usize, run: &Run) -> Result<Save<'_>, Error> {
-        let length = self.metadata.len().max(length as u64);
-        if length > MAX_DOCUMENT {
-            return Err(cannot("renew", &too_large()));
+    /// Writes a document over what the file held, never cutting it: a power failure during a cut
+    /// leaves NULs, and other programs do not take these for JSON.
+    fn overwrite(&self, document: &[u8], dated: Option<SystemTime>) -> io::Result<()> {
+        let length = self.handle.metadata()?.len();
+        fill(&self.handle, length, document.len() as u64)?;
+        write_over(&self.handle, document, self.bytes.len())?;
+        if let Some(dated) = dated {
+            self.handle.set_modified(dated)?;
         }
-        let room = length + RESERVE as u64;
-        let mut save = Save { file: self, journal: None, reserved: false, room, granted: false };
-        let hint = "make room, or put the file elsewhere; nothing was sent";
-        // A run by another of its names would not find the journal, and later runs by this one
-        // would take it for newer than what that run saved.
-        if self.metadata.nlink() == 1 {
-            match self.make_journal(room) {
-                Ok(journal) => save.journal = Some(journal),
-                Err(e) if refuses_journal(&e) => {}
-                Err(e) => {
-                    let message = format!("cannot make the journal: {}", describe(&e));
-                    return Err(Error::new(Exit::File, message, hint));
-                }
-            }
-        }
-        if save.journal.is_none() {
-            save.reserved = true;
-            pad(&self.handle, self.metadata.len(), room).map_err(|e| {
-                Error::new(Exit::File, format!("cannot reserve room: {}", describe(&e)), hint)
-            })?;
-        }
-        run.step(if save.reserved { "ready to save in place" } else { "journal made" });
-        Ok(save)
-    }
-
-    /// Makes the journal, with the file's owner and mode and `room` bytes for the new document. Its
-    /// padding is blanks: a document that was written over them is whole before they are cut.
-    fn make_journal(&self, room: u64) -> io::Result<File> {
-        let path = journal_path(&self.path);
-        let journal = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let made = journal.metadata()?;
-        let prepared = (|| {
-            if (made.uid(), made.gid()) != (self.metadata.uid(), self.metadata.gid()) {
-                fchown(&journal, Some(self.metadata.uid()), Some(self.metadata.gid()))?;
-            }
-            let mode = self.metadata.mode() & 0o7777;
-            if made.mode() & 0o7777 != mode {
-                journal.set_permissions(fs::Permissions::from_mode(mode))?;
-            }
-            pad(&journal, 0, room)
-        })();
-        prepared.map(|()| journal).inspect_err(|_| {
-            let _ = fs::remove_file(&path);
-        })
+        self.handle.sync_all()
     }
 }
 
 impl Drop for TokenFile {
-    /// Removes a file that this run made, where it is still empty.
+    /// Removes a file that this run made, if it is still empty.
     fn drop(&mut self) {
-        if self.made && self.handle.metadata().is_ok_and(|now| now.len() == 0 && now.nlink() > 0) {
+        if self.made && self.bytes.is_empty() && self.is_unchanged_at(&self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// A save that is prepared. Until the grant is here, dropping it leaves everything as it was.
-struct Save<'a> {
-    file: &'a TokenFile,
-    journal: Option<File>,
-    /// The file itself was padded to `room` bytes, to be overwritten in place.
-    reserved: bool,
-    room: u64,
-    granted: bool,
+/// `.NAME.sf-refresh` beside the token file, which holds the reply until that is saved. It is
+/// locked while its run lives.
+struct Journal {
+    path: PathBuf,
+    handle: File,
+    /// The clock is behind the token file: see [`Journal::make_newer`].
+    is_behind: bool,
 }
 
-impl Save<'_> {
+impl Journal {
+    /// The journal's place beside a token file.
+    fn path_beside(file: &Path) -> PathBuf {
+        let mut name = OsString::from(".");
+        name.push(file.file_name().unwrap_or_default());
+        name.push(".sf-refresh");
+        file.with_file_name(name)
+    }
+
+    /// Makes one with the file's owner and this mode, and `room` bytes for the document: blanks, so
+    /// that what is written over them is whole before they are cut.
+    fn make(file: &TokenFile, mode: u32, room: u64) -> io::Result<Self> {
+        let path = Self::path_beside(&file.path);
+        let handle = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut journal = Self { path, handle, is_behind: false };
+        let prepared = journal.prepare(file, mode, room);
+        prepared.inspect_err(|_| journal.remove()).map(|()| journal)
+    }
+
+    /// The part of [`Journal::make`] after which a failure removes it again.
+    fn prepare(&mut self, file: &TokenFile, mode: u32, room: u64) -> io::Result<()> {
+        self.handle.try_lock()?;
+        let (made, wanted) = (self.handle.metadata()?, &file.metadata);
+        if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
+            fchown(&self.handle, Some(wanted.uid()), Some(wanted.gid()))?;
+        }
+        if made.mode() & 0o7777 != mode {
+            self.handle.set_permissions(fs::Permissions::from_mode(mode))?;
+        }
+        self.is_behind = made.modified()? < wanted.modified()?;
+        fill(&self.handle, 0, room)
+    }
+
+    /// The journal of an earlier run; that of a live one is waited for. Errors: what stands there
+    /// and is no journal of this file's owner.
+    fn left_over(file: &TokenFile, run: &mut Run) -> Result<Option<Self>, Error> {
+        let path = Self::path_beside(&file.path);
+        let in_the_way = |what: &str| {
+            let hint = format!("look at it, and remove it if it is not wanted: {}", path.display());
+            Err(Error::new(Exit::File, format!("the journal beside it {what}"), hint))
+        };
+        loop {
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                return Ok(None);
+            };
+            if !metadata.is_file() || metadata.nlink() != 1 {
+                return in_the_way("is not a regular file with one name");
+            }
+            if metadata.uid() != file.metadata.uid() {
+                return in_the_way("belongs to another user");
+            }
+            let handle = match OpenOptions::new().read(true).write(true).open(&path) {
+                Ok(handle) => handle,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return in_the_way(&format!("cannot be read: {}", describe(&e))),
+            };
+            lock_within(&handle, run, |_| ())?;
+            let journal = Self { path: path.clone(), handle, is_behind: false };
+            if journal.is_ours() {
+                return Ok(Some(journal));
+            }
+        }
+    }
+
+    /// Whether its name still stands for it.
+    fn is_ours(&self) -> bool {
+        let named = fs::symlink_metadata(&self.path);
+        named.is_ok_and(|n| self.handle.metadata().is_ok_and(|own| same_file(&n, &own)))
+    }
+
+    /// Removes it; one that is no longer ours stays.
+    fn remove(&self) {
+        if self.is_ours() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    /// What the journal of an earlier run holds for its file.
+    fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
+        let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
+        let (grant, replaced) = match first_json(&bytes) {
+            Some((Value::Object(members), end)) => (Token { members }, &bytes[end..]),
+            _ => return Ok(LeftOver::Nothing),
+        };
+        if check_token(grant.refresh_token()).is_err() {
+            return Ok(LeftOver::Nothing);
+        }
+        let granted_at = self.handle.metadata()?.modified()?;
+        let is_older = file.modified().is_some_and(|modified| modified > granted_at);
+        let is_foreign = !is_mixture(&file.bytes, &grant.to_json(), replaced.trim_ascii_start());
+        // The file may be half overwritten, and the journal hold the bare reply.
+        match Token::parse(&file.bytes, options) {
+            Ok(token) if is_older && is_foreign => {
+                let is_same = token.refresh_token() == grant.refresh_token();
+                Ok(if is_same { LeftOver::Nothing } else { LeftOver::Superseded(grant) })
+            }
+            Ok(mut token) if !is_older => {
+                token.merge(grant.members, granted_at);
+                Ok(LeftOver::Unsaved(token, granted_at))
+            }
+            _ => Ok(LeftOver::Unsaved(grant, granted_at)),
+        }
+    }
+
+    /// Finishes the save of an earlier run, or keeps its grant in a file of its own if the token file
+    /// was written later; then the journal is gone.
+    fn finish(self, file: &TokenFile, run: &Run) -> Result<(), Error> {
+        let place = self.path.display().to_string();
+        let failed = |e: io::Error| {
+            let message = format!("cannot finish an interrupted save: {}", describe(&e));
+            Error::new(Exit::File, message, format!("the newest grant is in {place}"))
+        };
+        match self.read(file, &run.options).map_err(failed)? {
+            LeftOver::Nothing => {}
+            LeftOver::Superseded(grant) => {
+                let kept = write_rescue_file(&file.path, &grant.to_json()).map_err(failed)?;
+                let kept = kept.display();
+                run.status(&format!("it is newer than its journal, whose grant is now in {kept}"));
+            }
+            LeftOver::Unsaved(token, granted_at) => {
+                let mut save = Save { journal: Some(self), ..Save::new(file, 0) };
+                // What changed meanwhile is looked at anew.
+                return match save.commit(&token.to_json(), Some(granted_at)) {
+                    Err(NotSaved { cause: Some(cause), .. }) => Err(failed(cause)),
+                    _ => Ok(run.step("finished an interrupted save")),
+                };
+            }
+        }
+        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of", &e))
+    }
+
+    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file, even
+    /// if the clock is behind: see [`Journal::read`].
+    fn write(
+        &self,
+        text: &[u8],
+        file: &TokenFile,
+        granted_at: Option<SystemTime>,
+    ) -> io::Result<()> {
+        let length = usize::try_from(self.handle.metadata()?.len()).unwrap_or_default();
+        write_over(&self.handle, text, length)?;
+        self.handle.set_len(text.len() as u64)?;
+        if let Some(granted_at) = granted_at {
+            self.handle.set_modified(granted_at)?;
+        }
+        self.make_newer(file)?;
+        self.handle.sync_all()
+    }
+
+    /// Dates it after the token file, by as little as the file system can tell.
+    fn make_newer(&self, file: &TokenFile) -> io::Result<()> {
+        let Some(of_file) = file.modified() else { return Ok(()) };
+        for step in [Duration::from_millis(1), Duration::from_secs(2)] {
+            if self.handle.metadata()?.modified()? > of_file {
+                break;
+            }
+            self.handle.set_modified(of_file + step)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the journal of an earlier run holds.
+enum LeftOver {
+    /// No grant that the file lacks: its run ended before the reply was there, or after the save.
+    Nothing,
+    /// A grant, but somebody has written the file since.
+    Superseded(Token),
+    /// The document that was to be saved, and when the grant came in.
+    Unsaved(Token, SystemTime),
+}
+
+/// A save, from the moment before the request until the document is in its place. If no grant came
+/// in, it leaves no journal.
+struct Save<'a> {
+    file: &'a TokenFile,
+    journal: Option<Journal>,
+    /// Nothing is lost if another inode takes the file's name.
+    can_rename: bool,
+    /// The length of the document before the grant, in bytes.
+    length: usize,
+}
+
+impl<'a> Save<'a> {
+    /// A save for which nothing has been done yet.
+    fn new(file: &'a TokenFile, length: usize) -> Self {
+        let can_rename = file.metadata.nlink() == 1 && !os::has_attributes(&file.handle);
+        Self { file, journal: None, can_rename, length: length.max(file.bytes.len()) }
+    }
+
+    /// Proves that the save will work before the refresh token is spent: makes the journal, or room in
+    /// the file itself, for what it holds and what the reply adds. Errors: file.
+    fn prepare(&mut self) -> Result<(), Error> {
+        let (file, room) = (self.file, (self.length + RESERVE) as u64);
+        if self.length as u64 > MAX_DOCUMENT {
+            return Err(file_error("renew", &too_large()));
+        }
+        let failed = |what: &str, cause: &io::Error| {
+            let hint = "make room, or put the file elsewhere; nothing was sent";
+            Err(Error::new(Exit::File, format!("cannot {what}: {}", describe(cause)), hint))
+        };
+        let mode = if self.can_rename { file.metadata.mode() & 0o7777 } else { 0o600 };
+        // A journal on another device may be gone together with a container.
+        let folder = fs::metadata(folder_of(&file.path));
+        if folder.is_ok_and(|folder| folder.dev() == file.metadata.dev()) {
+            match Journal::make(file, mode, room) {
+                Ok(journal) => self.journal = Some(journal),
+                Err(e) if refuses_journal(&e) => {}
+                Err(e) => return failed("make the journal", &e),
+            }
+        }
+        if self.journal.is_some() {
+            return Ok(());
+        }
+        // These blanks stay, so that a run that ends here has nothing to undo.
+        let filled = fill(&file.handle, file.metadata.len(), room);
+        filled.or_else(|e| failed("reserve room", &e))
+    }
+
     /// Keeps a reply in the journal as it came in, before anything else is done with it: if it is a
     /// grant and this run is killed, the next one finds it there. [`Save::commit`] tells a failure.
     fn keep(&self, reply: &[u8]) {
         if let Some(journal) = &self.journal {
-            let _ = journal.write_all_at(reply, 0);
+            let _ = journal.handle.write_all_at(reply, 0);
+            if journal.is_behind {
+                let _ = journal.make_newer(self.file);
+            }
         }
     }
 
-    /// Saves the document: through the journal, in place where that cannot be. Gives how, in words.
-    fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
+    /// Saves the document, and tells how; what was granted at another time than now keeps its date.
+    fn commit(
+        &mut self,
+        document: &[u8],
+        granted_at: Option<SystemTime>,
+    ) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
-        self.granted = true;
-        let journal = self.journal.as_ref().map(|journal| rewrite(journal, document));
-        let whole = matches!(journal, Some(Ok(())));
-        let path = journal_path(&self.file.path);
-        if whole && fs::rename(&path, &self.file.path).is_ok() {
-            return match sync_parent(&self.file.path) {
-                Ok(()) => Ok("saved"),
-                Err(_) => Ok("saved, but the folder could not be synced to the disk"),
-            };
+        let journal = self.journal.take();
+        let journal = journal.filter(|journal| {
+            journal.is_ours() && journal.write(document, self.file, granted_at).is_ok()
+        });
+        let saved = self.put_in_place(document, granted_at, journal.as_ref());
+        saved.map_err(|cause| NotSaved { cause, journal })
+    }
+
+    /// The first plan that works. The error is nothing if another program changed the file meanwhile.
+    fn put_in_place(
+        &self,
+        document: &[u8],
+        granted_at: Option<SystemTime>,
+        journal: Option<&Journal>,
+    ) -> Result<&'static str, Option<io::Error>> {
+        let file = self.file;
+        if let Some(journal) = journal.filter(|_| self.can_rename)
+            && file.is_unchanged_at(&file.path)
+            && let Ok(true) = self.rename(journal)
+        {
+            return Ok(match sync_folder(&file.path) {
+                Ok(()) => "saved",
+                Err(_) => "saved, but the folder could not be synced to the disk",
+            });
         }
-        let old = self.file.metadata.len();
-        let room = if self.reserved { self.room } else { old };
-        let written = overwrite(&self.file.handle, document, old, room);
-        match written.and_then(|()| self.file.check_in_place()) {
-            Ok(()) if self.journal.is_none() => Ok("saved in place"),
-            Ok(()) => match fs::remove_file(&path).and_then(|()| sync_parent(&path)) {
-                Ok(()) => Ok("saved in place"),
-                Err(_) => Ok("saved in place, but its journal cannot be removed: remove it"),
-            },
-            Err(cause) => Err(NotSaved { cause, journal: whole.then_some(path) }),
+        if let Some(journal) = journal {
+            // What is replaced stands behind the document: see [`Journal::read`].
+            let _ = journal.write(&[document, &file.bytes].concat(), file, granted_at);
         }
+        if !file.is_unchanged_at(&file.path) {
+            return Err(None);
+        }
+        file.overwrite(document, granted_at).map_err(Some)?;
+        if !file.is_named(&file.path) {
+            return Err(None);
+        }
+        match journal.map(|j| fs::remove_file(&j.path).and_then(|()| sync_folder(&j.path))) {
+            None | Some(Ok(())) => Ok("saved in place"),
+            Some(Err(_)) => Ok("saved in place, but its journal cannot be removed: remove it"),
+        }
+    }
+
+    /// Swaps journal and file, so that nothing is lost that another program puts there in this very
+    /// moment. Gives whether the file was still what was read; if not, it is again.
+    fn rename(&self, journal: &Journal) -> io::Result<bool> {
+        if os::exchange(&journal.path, &self.file.path).is_err() {
+            // Not every file system can.
+            return fs::rename(&journal.path, &self.file.path).map(|()| true);
+        }
+        if !self.file.is_unchanged_at(&journal.path) {
+            return os::exchange(&journal.path, &self.file.path).map(|()| false);
+        }
+        // If this fails, the next run finds that the journal is older than the file.
+        let _ = fs::remove_file(&journal.path);
+        Ok(true)
     }
 }
 
 impl Drop for Save<'_> {
     fn drop(&mut self) {
-        if self.granted {
-            return;
-        }
-        if self.reserved {
-            let length = self.file.handle.set_len(self.file.metadata.len());
-            if let (Ok(()), Some(modified)) = (length, self.file.modified()) {
-                let _ = self.file.handle.set_modified(modified);
-            }
-        }
-        if self.journal.is_some() {
-            let _ = fs::remove_file(journal_path(&self.file.path));
+        if let Some(journal) = &self.journal {
+            journal.remove();
         }
     }
 }
 
-/// A grant that is in no token file: why, and the journal that holds it, where one does.
+/// A grant that is in no token file: why (nothing if another program changed the file meanwhile), and
+/// the journal that holds it, if one does.
 struct NotSaved {
-    cause: io::Error,
-    journal: Option<PathBuf>,
+    cause: Option<io::Error>,
+    journal: Option<Journal>,
 }
 
-/// `.NAME.sf-refresh` beside the token file.
-fn journal_path(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".sf-refresh");
-    path.with_file_name(name)
+/// Polls a lock until it is ours, within the time; does `meanwhile` while another run holds it.
+fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Result<(), Error> {
+    let mut waited = false;
+    loop {
+        match handle.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(TryLockError::Error(e)) => {
+                let hint = "put the file where files can be locked: NFS needs its lock service";
+                return Err(Error::new(Exit::File, format!("cannot lock: {}", describe(&e)), hint));
+            }
+        }
+        if !waited {
+            run.step("waiting for another run that holds the lock");
+        }
+        waited = true;
+        meanwhile(run);
+        if run.left().is_zero() {
+            return Err(lock_held());
+        }
+        thread::sleep(LOCK_POLL.min(run.left()));
+    }
+}
+
+/// Whether a text has at each place what one of two others has there, blanks behind their ends: the
+/// one is being written over the other.
+fn is_mixture(text: &[u8], one: &[u8], other: &[u8]) -> bool {
+    let at = |text: &[u8], place: usize| text.get(place).copied().unwrap_or(b' ');
+    text.iter().enumerate().all(|(i, byte)| *byte == at(one, i) || *byte == at(other, i))
+}
+
+/// A text less the blanks and NULs at its end. Some file systems leave NULs where the power fails.
+fn trimmed(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|b| !b.is_ascii_whitespace() && *b != 0);
+    &text[..end.map_or(0, |last| last + 1)]
 }
 
 /// Whether the folder refuses a journal, so that the file has to be overwritten in place.
@@ -2094,53 +2569,38 @@ fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
-        return Err(Error::new(Exit::File, what.to_owned(), "name the token file itself"));
+        return Err(Error::new(Exit::File, what, "name the token file itself"));
     }
-    if metadata.len() > MAX_DOCUMENT {
-        return Err(cannot("read", &too_large()));
+    // What is over a half of this has to be blanks: see `TokenFile::read`.
+    if metadata.len() > 2 * MAX_DOCUMENT {
+        return Err(file_error("read", &too_large()));
     }
     Ok(())
 }
 
 /// Fills a file with blanks between two lengths: room that is taken, and still JSON.
-fn pad(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let blanks = vec![b' '; usize::try_from(to - from).unwrap_or(RESERVE)];
+fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let blanks = vec![b' '; usize::try_from(to.saturating_sub(from)).unwrap_or(RESERVE)];
     file.write_all_at(&blanks, from)
 }
 
-/// Replaces all that a file holds, written first and cut after, and waits for the disk once.
-fn rewrite(file: &File, document: &[u8]) -> io::Result<()> {
-    write_over(file, document, file.metadata()?.len())?;
-    file.set_len(document.len() as u64)?;
-    file.sync_all()
-}
-
-/// Writes a document over `length` bytes of something else, with blanks over what it is shorter:
-/// a run that is killed before the cut leaves JSON.
-fn write_over(file: &File, document: &[u8], length: u64) -> io::Result<()> {
+/// Writes a document over `length` bytes of something else, in one piece, with blanks over what it
+/// is shorter.
+fn write_over(file: &File, document: &[u8], length: usize) -> io::Result<()> {
     let mut bytes = document.to_vec();
-    bytes.resize(document.len().max(usize::try_from(length).unwrap_or_default()), b' ');
+    bytes.resize(document.len().max(length), b' ');
     file.write_all_at(&bytes, 0)
 }
 
-/// Overwrites the token file in place: `old` bytes, blanks up to `room`. What it holds stays whole
-/// until there is room for all.
-fn overwrite(file: &File, document: &[u8], old: u64, room: u64) -> io::Result<()> {
-    if document.len() as u64 > room {
-        pad(file, room, document.len() as u64).inspect_err(|_| {
-            let _ = file.set_len(old);
-        })?;
-    }
-    write_over(file, document, old)?;
-    file.sync_all()?;
-    file.set_len(document.len() as u64)?;
-    file.sync_all()
+/// The folder of a path.
+fn folder_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
-/// Makes a rename last. A folder that cannot be opened or synced by its nature is no failure.
-fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    match File::open(parent.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()) {
+/// Makes a change of names last. A folder that cannot be opened or synced by its nature is no failure.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    match File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
         Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {
             Ok(())
         }
@@ -2148,7 +2608,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// All bytes of a source, where there are at most `limit`.
+/// All bytes of a source, if there are at most `limit`.
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(limit + 1).read_to_end(&mut bytes)?;
@@ -2158,6 +2618,32 @@ fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 /// The error for what is over a limit.
 fn too_large() -> io::Error {
     io::Error::new(ErrorKind::FileTooLarge, "too large")
+}
+
+/// A new file beside a token file that only its owner can read, or else here or in the folder for
+/// such: for a document that cannot be in the token file.
+fn write_rescue_file(beside: &Path, document: &[u8]) -> io::Result<PathBuf> {
+    let mut result = Err(io::Error::from(ErrorKind::NotFound));
+    for folder in [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()] {
+        for number in std::process::id().. {
+            let path = folder.join(format!("sf-refresh-rescued-{number}.json"));
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            let is_taken = file.as_ref().is_err_and(|e| e.kind() == ErrorKind::AlreadyExists);
+            result = file.and_then(|file| {
+                file.write_all_at(document, 0)?;
+                file.sync_all()?;
+                sync_folder(&path)?;
+                Ok(path)
+            });
+            if result.is_ok() {
+                return result;
+            }
+            if !is_taken {
+                break;
+            }
+        }
+    }
+    result
 }
 
 // ---- Output: stdout gets the result and nothing else, stderr all that is said about it. ----
@@ -2175,88 +2661,93 @@ fn say_line(text: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Prints what `--help` and `--version` ask for.
-fn print_text(text: &str) -> Result<(), Error> {
-    match print(text.as_bytes()) {
+/// Prints what is nowhere lost if it does not arrive: a reader that has gone away needs it no more.
+/// On failure `note` is added to the message.
+fn print_result(text: &[u8], note: &str, hint: &str) -> Result<(), Error> {
+    match print(text) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Exit::Undelivered, cannot_print(&e), ""))
+            Err(Error::new(Exit::Undelivered, cannot_print(&e) + note, hint))
         }
         _ => Ok(()),
     }
 }
 
-/// Prints the result of a file that is saved: a reader that has gone away needs it no more.
-fn print_result(output: Output, token: &Token) -> Result<(), Error> {
-    match print(&token.render(output)) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            let message = format!("{}; the token file is saved", cannot_print(&e));
-            Err(Error::new(Exit::Undelivered, message, "read the access token from the token file"))
-        }
-        _ => Ok(()),
-    }
+/// Prints the result of a file that is saved.
+fn print_token(output: Output, token: &Token) -> Result<(), Error> {
+    let hint = "read the access token from the token file";
+    print_result(&token.render(output), "; the token file is saved", hint)
 }
 
-/// Hands over a document that could not be saved: on stdout, else in a file.
-fn deliver_unsaved(token: &Token, failure: &NotSaved) -> Error {
-    let message = format!("granted, but cannot save: {}", describe(&failure.cause));
-    let printed = print(&token.to_json());
-    match (&failure.journal, printed) {
+/// Puts a document that is in no token file where it can be found: besides the journal, if that holds
+/// it, on stdout; else in a file of its own. The error tells where; `message` is how it came to that.
+fn deliver(document: &[u8], message: &str, journal: Option<&Journal>, beside: &Path) -> Error {
+    let failed = |place: String, hint| {
+        Error::new(Exit::Undelivered, format!("granted, but {message}{place}"), hint)
+    };
+    let printed = check_stdout().and_then(|()| print(document));
+    match (journal, printed) {
         (Some(journal), printed) => {
             let stdout = if printed.is_ok() { " and on stdout" } else { "" };
-            let message = format!("{message}; it is in {}{stdout}", journal.display());
-            Error::new(Exit::Undelivered, message, "the next run finishes the save")
+            let place = format!("; it is in {}{stdout}", journal.path.display());
+            failed(place, "the next run finishes the save")
         }
         (None, Ok(())) => {
             let hint = "keep what is on stdout: it is the only copy of the new grant";
-            Error::new(Exit::Undelivered, format!("{message}; the new document is on stdout"), hint)
+            failed("; the new document is on stdout".to_owned(), hint)
         }
-        (None, Err(e)) => write_rescue_file(token, &format!("{message}; {}", cannot_print(&e))),
+        (None, Err(e)) => match write_rescue_file(beside, document) {
+            Ok(path) => {
+                let place = format!("; {}; it is in {}", cannot_print(&e), path.display());
+                failed(place, "put it in the place of the old token document")
+            }
+            Err(_) => {
+                failed(format!("; {}, nor save it elsewhere", cannot_print(&e)), "log in again")
+            }
+        },
     }
 }
 
-/// Refuses to print an only copy to the null device, which is also if Rust's runtime leads a
-/// stdout that was closed.
-fn check_stdout() -> Result<(), Error> {
-    const NULL_DEVICE: u64 = 0x103; // major 1, minor 3 (Linux, Documentation/admin-guide/devices.txt)
-    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-    match stdout.and_then(|stdout| stdout.metadata()) {
-        Ok(metadata) if metadata.rdev() == NULL_DEVICE => {
-            let message = "stdout is closed or /dev/null: the new document would be lost";
-            Err(Error::new(Exit::Usage, message.to_owned(), "lead stdout into a file or a pipe"))
+/// Delivers a grant that could not be saved. If another program wrote the token file meanwhile, what
+/// it wrote stays there, and ours goes into a file beside it.
+fn deliver_unsaved(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
+    let journal = failure.journal.as_ref();
+    let Some(cause) = &failure.cause else {
+        let message = "another program changed the file meanwhile";
+        let Ok(path) = write_rescue_file(beside, document) else {
+            return deliver(document, message, journal, beside);
+        };
+        if let Some(journal) = journal {
+            journal.remove();
         }
+        let message = format!("granted, but {message}; the new document is in {}", path.display());
+        let hint = "the file is as the other program left it: keep the one of the two that works";
+        return Error::new(Exit::Undelivered, message, hint);
+    };
+    deliver(document, &format!("cannot save: {}", describe(cause)), journal, beside)
+}
+
+/// Whether stdout can take an only copy. Rust's runtime leads one that is closed to the null device.
+fn check_stdout() -> io::Result<()> {
+    const NULL_DEVICE: u64 = 0x103; // major 1, minor 3 (Linux, Documentation/admin-guide/devices.txt)
+    let mut stdout = stdout()?;
+    if stdout.metadata()?.rdev() == NULL_DEVICE {
+        return Err(io::Error::other("stdout is closed or /dev/null"));
+    }
+    // One that is open for reading alone says so (EBADF); other failures are for the write itself.
+    match stdout.write(&[]) {
+        Err(e) if e.raw_os_error() == Some(9) => Err(e),
         _ => Ok(()),
     }
 }
 
-/// Prints a document whose only copy is in memory; if stdout fails, it goes into a file.
-fn print_only_copy(token: &Token) -> Result<(), Error> {
-    let printed = print(&token.to_json());
-    printed.map_err(|e| write_rescue_file(token, &format!("granted, but {}", cannot_print(&e))))
-}
-
-/// The last resort: a new file that only its owner can read, here or in the folder for such.
-fn write_rescue_file(token: &Token, message: &str) -> Error {
-    let name = format!("sf-refresh-rescued-{}.json", std::process::id());
-    for folder in [PathBuf::from("."), std::env::temp_dir()] {
-        let path = folder.join(&name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        if file.and_then(|file| rewrite(&file, &token.to_json())).is_ok() {
-            let message = format!("{message}; it is in {}", path.display());
-            return Error::new(
-                Exit::Undelivered,
-                message,
-                "put it in the place of the old token document",
-            );
-        }
-    }
-    Error::new(Exit::Undelivered, format!("{message}, nor save it elsewhere"), "log in again")
-}
-
-/// Writes to stdout, unbuffered, so that what went wrong is known here.
+/// Writes to stdout.
 fn print(bytes: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    stdout.flush()
+    if bytes.is_empty() { Ok(()) } else { stdout()?.write_all(bytes) }
+}
+
+/// The descriptor itself: std's own `Stdout` passes over one that is not open for writing.
+fn stdout() -> io::Result<File> {
+    io::stdout().as_fd().try_clone_to_owned().map(File::from)
 }
 
 /// The words for a failure of stdout.
@@ -2273,7 +2764,7 @@ fn describe(cause: &io::Error) -> String {
 }
 
 /// A failure of a step on the token file, before anything was sent.
-fn cannot(what: &str, cause: &io::Error) -> Error {
+fn file_error(what: &str, cause: &io::Error) -> Error {
     Error::new(Exit::File, format!("cannot {what} it: {}", describe(cause)), "")
 }
 
@@ -2281,7 +2772,7 @@ fn cannot(what: &str, cause: &io::Error) -> Error {
 fn cannot_open(cause: &io::Error) -> Error {
     let hint = match cause.kind() {
         ErrorKind::NotFound => {
-            "check the name; the first token file can be made with --sfdx-url-file"
+            "check the name; the first token file can be made with --sfdx-url-file or --grant-type"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "the file has to be readable and writable: the server may replace the refresh token"
@@ -2294,5 +2785,116 @@ fn cannot_open(cause: &io::Error) -> Error {
 /// The failure of a run that waited for the lock until its time was over.
 fn lock_held() -> Error {
     let hint = "run it again later, or with a longer --timeout";
-    Error::new(Exit::Temporary, "another run holds the lock; nothing was sent".to_owned(), hint)
+    Error::new(Exit::Temporary, "another run holds the lock; nothing was sent", hint)
+}
+
+// ---- System: what std does not reach. The only unsafe code. ----
+
+#[allow(unsafe_code)] // signal, flistxattr and renameat2 have no safe form in std
+mod os {
+    use std::ffi::{CString, c_char, c_int, c_long};
+    use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+    use std::{fs::File, io, os::fd::AsRawFd, path::Path};
+
+    /// SIGHUP, SIGINT and SIGTERM (POSIX gives them these numbers).
+    const STOPS: [c_int; 3] = [1, 2, 15];
+    /// What `signal` takes and gives for a signal that is ignored.
+    const IGNORE: usize = 1;
+    /// The last stop that was noted, or 0; and a bit for each that is noted and not obeyed.
+    static NOTED: AtomicI32 = AtomicI32::new(0);
+    static HELD: AtomicI32 = AtomicI32::new(0);
+
+    unsafe extern "C" {
+        fn signal(number: c_int, action: usize) -> usize;
+        #[cfg(target_os = "linux")]
+        fn flistxattr(file: c_int, list: *mut c_char, size: usize) -> isize;
+        #[cfg(target_os = "linux")]
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+
+    extern "C" fn note(number: c_int) {
+        NOTED.store(number, Relaxed);
+    }
+
+    /// Sets what a signal does; gives what it did.
+    fn set_action(number: c_int, action: usize) -> usize {
+        // SAFETY: the one function that is ever set, `note`, touches nothing but an atomic.
+        unsafe { signal(number, action) }
+    }
+
+    /// From now on stops are noted and not obeyed; ignored ones stay ignored.
+    pub fn hold_stops() {
+        for number in STOPS {
+            if set_action(number, note as *const () as usize) == IGNORE {
+                set_action(number, IGNORE);
+                let _ = NOTED.compare_exchange(number, 0, Relaxed, Relaxed);
+            } else {
+                HELD.fetch_or(1 << number, Relaxed);
+            }
+        }
+    }
+
+    /// The number of the stop that was noted, or 0.
+    pub fn noted_stop() -> i32 {
+        NOTED.load(Relaxed)
+    }
+
+    /// From now on stops are obeyed. Gives the number of one that was noted, or 0.
+    pub fn release_stops() -> i32 {
+        let held = HELD.swap(0, Relaxed);
+        for number in STOPS.into_iter().filter(|number| held & 1 << number != 0) {
+            set_action(number, 0);
+        }
+        noted_stop()
+    }
+
+    /// Whether a file has attributes, such as an access control list, that another in its place
+    /// would lack. Labels of the security module do not count.
+    #[cfg(target_os = "linux")]
+    pub fn has_attributes(file: &File) -> bool {
+        let mut names = [0; 1024];
+        let list = names.as_mut_ptr().cast();
+        // SAFETY: at most the length of `names` is written to it.
+        let length = unsafe { flistxattr(file.as_raw_fd(), list, names.len()) };
+        match usize::try_from(length) {
+            Ok(length) => names[..length]
+                .split(|byte: &u8| *byte == 0)
+                .any(|name| !name.is_empty() && !name.starts_with(b"security.")),
+            // More than fits is some; a file system that knows of none has none.
+            Err(_) => io::Error::last_os_error().kind() != io::ErrorKind::Unsupported,
+        }
+    }
+
+    /// Swaps what two names stand for, in one step (renameat2, Linux 3.15). musl has no function
+    /// for it, and not every file system can.
+    #[cfg(target_os = "linux")]
+    pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+        const ARCHES: [(&str, c_long); 5] =
+            [("x86_64", 316), ("x86", 353), ("arm", 382), ("aarch64", 276), ("riscv64", 276)];
+        const HERE: c_int = -100;
+        const EXCHANGE: c_int = 2;
+        let number = ARCHES.into_iter().find(|(arch, _)| *arch == std::env::consts::ARCH);
+        let (Some((_, number)), Ok(one), Ok(other)) = (
+            number,
+            CString::new(one.as_os_str().as_encoded_bytes()),
+            CString::new(other.as_os_str().as_encoded_bytes()),
+        ) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        // SAFETY: both names end with a NUL and outlive the call, which writes nothing.
+        let done = unsafe { syscall(number, HERE, one.as_ptr(), HERE, other.as_ptr(), EXCHANGE) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// As on Linux; nothing is known of attributes here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn has_attributes(_: &File) -> bool {
+        false
+    }
+
+    /// As on Linux; there is no such call here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
