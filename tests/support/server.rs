@@ -34,6 +34,8 @@ pub const CLIENT_ID: &str = "3MVG9.test_client-id";
 /// The first live refresh token of an [`OAuth`] endpoint unless told otherwise.
 pub const REFRESH_TOKEN: &str = "5Aep-RT-0-first";
 
+/// The grant type of RFC 7523.
+const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_BODY: usize = 4 * 1024 * 1024;
 
@@ -339,8 +341,10 @@ fn reason(status: u16) -> &'static str {
 
 /// A token endpoint with a memory: it issues tokens, and refuses what is not right.
 ///
-/// A request is processed as soon as it is read, and answered after the delay.
-/// With rotation, using a refresh token a second time revokes the whole grant.
+/// A request is processed once the thinking time is over, and answered after the delay.
+/// It holds grants side by side, each a family of tokens: the first is there from the start,
+/// an authorization code makes another. With rotation, using a refresh token a second time
+/// revokes its family.
 #[derive(Clone)]
 pub struct OAuth {
     client_id: String,
@@ -352,7 +356,10 @@ pub struct OAuth {
     lenient: bool,
     refuse_parallel: bool,
     lose_replies: usize,
+    lose_unseen: usize,
+    think: Duration,
     delay: Duration,
+    grace: Duration,
     state_file: Option<PathBuf>,
 }
 
@@ -376,7 +383,10 @@ impl OAuth {
             lenient: false,
             refuse_parallel: false,
             lose_replies: 0,
+            lose_unseen: 0,
+            think: Duration::ZERO,
             delay: Duration::ZERO,
+            grace: Duration::ZERO,
             state_file: None,
         }
     }
@@ -424,7 +434,7 @@ impl OAuth {
     }
 
     /// Answers 'token request is already being processed' to a request that comes
-    /// in while another waits for its answer; needs a delay to have an effect.
+    /// in while another waits for its answer; needs a delay or time to think to have an effect.
     pub fn refuse_parallel(mut self) -> Self {
         self.refuse_parallel = true;
         self
@@ -436,13 +446,33 @@ impl OAuth {
         self
     }
 
+    /// Reads the first `count` requests, and closes without having processed them.
+    pub fn lose_unseen(mut self, count: usize) -> Self {
+        self.lose_unseen = count;
+        self
+    }
+
+    /// Waits this long between reading a request and processing it.
+    pub fn think(mut self, think: Duration) -> Self {
+        self.think = think;
+        self
+    }
+
+    /// Takes the refresh token before for so long after a rotation, and answers it with the
+    /// same tokens again, as servers do for clients whose answer was lost.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
     /// Waits this long between processing and answering.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Writes its state to this file, by a rename, before it answers a request.
+    /// Writes its state to this file, by a rename, when a request was read and again before it
+    /// is answered.
     pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.state_file = Some(path.into());
         self
@@ -505,8 +535,8 @@ impl Request {
 
     /// What in this request must not be shown.
     fn secrets(&self) -> Vec<String> {
-        let mut secrets: Vec<String> =
-            ["refresh_token", "client_secret"].iter().filter_map(|name| self.field(name)).collect();
+        let names = ["refresh_token", "client_secret", "code", "code_verifier", "assertion"];
+        let mut secrets: Vec<String> = names.iter().filter_map(|name| self.field(name)).collect();
         if let Some(value) = self.header("authorization") {
             secrets.extend(value.split_once(' ').map(|(_, token)| token.to_owned()));
             secrets.extend(basic_credentials(value).map(|(_, encoded)| encoded));
@@ -590,15 +620,51 @@ struct Memory {
     secrets: Vec<String>,
     secrets_known: HashSet<String>,
     access_tokens: HashSet<String>,
-    live_refresh_token: Option<String>,
-    live_access_token: Option<String>,
-    used_refresh_tokens: HashSet<String>,
+    families: Vec<Family>,
     posts: usize,
+    lost: usize,
+    unseen: usize,
+    in_flight: usize,
+}
+
+/// The tokens that come from one login.
+#[derive(Default)]
+struct Family {
+    refresh_token: Option<String>,
+    access_token: Option<String>,
+    /// The refresh token before, when it was rotated, and what was granted for it.
+    before: Option<(String, Instant, Value)>,
+    used: HashSet<String>,
     grants: usize,
     replays: usize,
-    lost: usize,
     revoked: bool,
-    in_flight: usize,
+}
+
+impl Family {
+    /// Ends it for good.
+    fn revoke(&mut self) {
+        self.revoked = true;
+        self.access_token = None;
+        self.before = None;
+        self.used.extend(self.refresh_token.take());
+    }
+
+    /// What was granted for this token, which was rotated less than `grace` ago.
+    fn in_grace(&self, token: &str, grace: Duration) -> Option<&Value> {
+        let (before, rotated, granted) = self.before.as_ref()?;
+        (before == token && rotated.elapsed() < grace).then_some(granted)
+    }
+
+    /// Its part of the state file.
+    fn state(&self) -> Value {
+        json!({
+            "refresh_token": self.refresh_token,
+            "access_token": self.access_token,
+            "revoked": self.revoked,
+            "replays": self.replays,
+            "grants": self.grants,
+        })
+    }
 }
 
 impl Memory {
@@ -606,6 +672,17 @@ impl Memory {
         if !secret.is_empty() && self.secrets_known.insert(secret.to_owned()) {
             self.secrets.push(secret.to_owned());
         }
+    }
+
+    /// The family that a refresh token belongs to or belonged to.
+    fn family_of(&self, token: &str) -> Option<usize> {
+        self.families.iter().position(|family| {
+            family.refresh_token.as_deref() == Some(token) || family.used.contains(token)
+        })
+    }
+
+    fn grants(&self) -> usize {
+        self.families.iter().map(|family| family.grants).sum()
     }
 
     /// The next scripted reply; the last one stays when `endless`.
@@ -622,7 +699,8 @@ impl Server {
     pub fn start(config: Config) -> Self {
         let mut memory = Memory { replies: config.replies, ..Memory::default() };
         if let Some(oauth) = &config.oauth {
-            memory.live_refresh_token = Some(oauth.refresh_token.clone());
+            let refresh_token = Some(oauth.refresh_token.clone());
+            memory.families.push(Family { refresh_token, ..Family::default() });
             memory.add_secret(&oauth.refresh_token);
             memory.add_secret(oauth.client_secret.as_deref().unwrap_or_default());
         }
@@ -692,27 +770,27 @@ impl Server {
 
     /// How many grants the [`OAuth`] endpoint gave.
     pub fn grants(&self) -> usize {
-        lock(&self.shared.memory).grants
+        lock(&self.shared.memory).grants()
     }
 
     /// How many times a used refresh token was sent again.
     pub fn replays(&self) -> usize {
-        lock(&self.shared.memory).replays
+        lock(&self.shared.memory).families.iter().map(|family| family.replays).sum()
     }
 
-    /// Whether the whole grant was revoked.
+    /// Whether the first grant was revoked.
     pub fn revoked(&self) -> bool {
-        lock(&self.shared.memory).revoked
+        lock(&self.shared.memory).families[0].revoked
     }
 
-    /// The refresh token that works now; None once the grant was revoked.
+    /// The refresh token of the first grant that works now; None once it was revoked.
     pub fn live_refresh_token(&self) -> Option<String> {
-        lock(&self.shared.memory).live_refresh_token.clone()
+        lock(&self.shared.memory).families[0].refresh_token.clone()
     }
 
-    /// The access token granted last; None once the grant was revoked.
+    /// The access token of the first grant; None once it was revoked.
     pub fn live_access_token(&self) -> Option<String> {
-        lock(&self.shared.memory).live_access_token.clone()
+        lock(&self.shared.memory).families[0].access_token.clone()
     }
 
     /// Waits until every accepted connection has ended, at most ten seconds; after it,
@@ -745,9 +823,9 @@ impl Server {
         lock(&self.shared.memory).replies = replies.into_iter().collect();
     }
 
-    /// Revokes the grant, as an administrator does.
+    /// Revokes the first grant, as an administrator does.
     pub fn revoke(&self) {
-        revoke(&mut lock(&self.shared.memory));
+        lock(&self.shared.memory).families[0].revoke();
     }
 }
 
@@ -875,7 +953,10 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
     let is_oauth = scripted.is_none() && shared.oauth.is_some();
     let reply = match (scripted, &shared.oauth) {
         (Some(reply), _) => reply,
-        (None, Some(oauth)) => oauth_reply(oauth, &shared.memory, request),
+        (None, Some(oauth)) => match oauth_reply(oauth, &shared.memory, request, stop) {
+            Some(reply) => reply,
+            None => return false,
+        },
         (None, None) => Reply::error(500, "server_error", "the script is empty"),
     };
     log(shared, request, &reply);
@@ -966,18 +1047,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // ---- The OAuth endpoint ----
 
-/// Processes a request, and writes the state, before anything is answered.
-fn oauth_reply(oauth: &OAuth, memory: &Mutex<Memory>, request: &Request) -> Reply {
+/// Processes a request, and writes the state, before anything is answered; None when stopped.
+fn oauth_reply(
+    oauth: &OAuth,
+    memory: &Mutex<Memory>,
+    request: &Request,
+    stop: &Stop,
+) -> Option<Reply> {
+    let is_parallel = {
+        let mut memory = lock(memory);
+        memory.in_flight += 1;
+        write_state(oauth, &memory);
+        memory.in_flight > 1
+    };
+    if stop.wait(oauth.think) {
+        return None;
+    }
     let mut memory = lock(memory);
-    memory.in_flight += 1;
-    let reply = if oauth.refuse_parallel && memory.in_flight > 1 {
+    let reply = if memory.unseen < oauth.lose_unseen {
+        memory.unseen += 1;
+        Reply::drop_before_reply()
+    } else if oauth.refuse_parallel && is_parallel {
         Reply::error(400, "invalid_grant", "token request is already being processed")
     } else {
         let refused = if oauth.lenient { None } else { refusal(oauth, &mut memory, request) };
-        refused.unwrap_or_else(|| grant(oauth, &mut memory))
+        refused.unwrap_or_else(|| grant(oauth, &mut memory, request))
     };
     write_state(oauth, &memory);
-    reply.delay(oauth.delay)
+    Some(reply.delay(oauth.delay))
 }
 
 /// Why this request gets no grant; None where it does.
@@ -988,7 +1085,7 @@ fn refusal(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Option<Repl
     if request.method != "POST" {
         return Some(Reply::html(405).header("Allow", "POST"));
     }
-    let refuse = |error, description| Some(Reply::error(400, error, description));
+    let refuse = |error, description: &str| Some(Reply::error(400, error, description));
     let content_type = request.header("content-type").unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
@@ -998,25 +1095,41 @@ fn refusal(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Option<Repl
     if !request.form().into_iter().all(|(name, _)| names.insert(name)) {
         return refuse("invalid_request", "repeated parameter");
     }
-    match request.field("grant_type").as_deref() {
-        Some("refresh_token") => {}
+    let wanted = match request.field("grant_type").as_deref() {
+        Some("refresh_token") => "refresh_token",
+        Some("authorization_code") => "code",
+        Some("client_credentials") => "grant_type",
+        Some(JWT_BEARER) => "assertion",
         None => return refuse("invalid_request", "missing required parameter: grant_type"),
         Some(_) => return refuse("unsupported_grant_type", "grant type not supported"),
-    }
-    if let Some(refused) = client_refusal(oauth, request) {
-        return Some(refused);
-    }
-    let Some(token) = request.field("refresh_token") else {
-        return refuse("invalid_request", "missing required parameter: refresh_token");
     };
-    if memory.used_refresh_tokens.contains(&token) {
-        memory.replays += 1;
-        revoke(memory);
+    // An assertion names the client itself.
+    let names_no_client = request.field("client_id").is_none();
+    if wanted != "assertion" || request.header("authorization").is_some() || !names_no_client {
+        let refused = client_refusal(oauth, request);
+        if refused.is_some() {
+            return refused;
+        }
     }
-    if memory.live_refresh_token.as_ref() != Some(&token) {
-        return refuse("invalid_grant", "expired access/refresh token");
+    let Some(value) = request.field(wanted) else {
+        return refuse("invalid_request", &format!("missing required parameter: {wanted}"));
+    };
+    if wanted != "refresh_token" {
+        return None;
     }
-    None
+    let family = memory.family_of(&value).map(|at| &mut memory.families[at]);
+    if let Some(family) = family {
+        if family.in_grace(&value, oauth.grace).is_some() {
+            return None;
+        }
+        if family.used.contains(&value) {
+            family.replays += 1;
+            family.revoke();
+        } else {
+            return None;
+        }
+    }
+    refuse("invalid_grant", "expired access/refresh token")
 }
 
 /// Why this client is not the right one; None where it is.
@@ -1041,38 +1154,51 @@ fn client_refusal(oauth: &OAuth, request: &Request) -> Option<Reply> {
     None
 }
 
-/// Issues the next access token, and the next refresh token where it rotates.
-fn grant(oauth: &OAuth, memory: &mut Memory) -> Reply {
-    memory.grants += 1;
-    let number = memory.grants;
-    let access = format!("00Dxx0000001gPL!AT-{number}-{}", random());
-    let signature = format!("SIG-{number}-{}=", random());
-    let mut refresh = None;
-    if oauth.rotate {
-        let next = format!("5Aep-RT-{number}-{}", random());
-        memory.used_refresh_tokens.extend(memory.live_refresh_token.replace(next.clone()));
-        memory.add_secret(&next);
-        refresh = Some(next);
-    }
-    memory.live_access_token = Some(access.clone());
-    let mut body = grant_value(&access, refresh.as_deref(), &signature);
-    body["id"] = json!(oauth.id_url);
-    for (name, value) in &oauth.extra {
-        body[name.as_str()] = value.clone();
+/// Issues tokens: the next ones of the family that the refresh token belongs to, or the first
+/// ones of a new family. Client credentials and assertions get no refresh token.
+fn grant(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Reply {
+    let number = memory.grants() + 1;
+    let grant_type = request.field("grant_type").unwrap_or_default();
+    let is_code = grant_type == "authorization_code";
+    let access_only = [JWT_BEARER, "client_credentials"].contains(&&*grant_type);
+    let token = request.field("refresh_token").unwrap_or_default();
+    let at = if is_code || access_only {
+        memory.families.push(Family::default());
+        memory.families.len() - 1
+    } else {
+        memory.family_of(&token).unwrap_or(0)
+    };
+    let family = &mut memory.families[at];
+    family.grants += 1;
+    let again = family.in_grace(&token, oauth.grace).cloned();
+    let body = again.unwrap_or_else(|| {
+        let access = format!("00Dxx0000001gPL!AT-{number}-{}", random());
+        let gives_refresh = is_code || oauth.rotate && !access_only;
+        let refresh = gives_refresh.then(|| format!("5Aep-RT-{number}-{}", random()));
+        let mut body =
+            grant_value(&access, refresh.as_deref(), &format!("SIG-{number}-{}=", random()));
+        body["id"] = json!(oauth.id_url);
+        if access_only {
+            body["expires_in"] = json!(7200);
+        }
+        for (name, value) in &oauth.extra {
+            body[name.as_str()] = value.clone();
+        }
+        family.access_token = Some(access);
+        if let Some(before) = refresh.and_then(|next| family.refresh_token.replace(next)) {
+            family.used.insert(before.clone());
+            family.before = Some((before, Instant::now(), body.clone()));
+        }
+        body
+    });
+    for name in ["access_token", "refresh_token"] {
+        memory.add_secret(body[name].as_str().unwrap_or_default());
     }
     if memory.lost < oauth.lose_replies {
         memory.lost += 1;
-        memory.add_secret(&access);
         return Reply::drop_before_reply();
     }
     Reply::json(200, body.to_string())
-}
-
-fn revoke(memory: &mut Memory) {
-    memory.revoked = true;
-    memory.live_access_token = None;
-    let last = memory.live_refresh_token.take();
-    memory.used_refresh_tokens.extend(last);
 }
 
 /// Writes the state by a rename, so that a reader sees the old or the new one.
@@ -1080,14 +1206,9 @@ fn write_state(oauth: &OAuth, memory: &Memory) {
     let Some(path) = &oauth.state_file else {
         return;
     };
-    let state = json!({
-        "refresh_token": memory.live_refresh_token,
-        "access_token": memory.live_access_token,
-        "posts": memory.posts,
-        "grants": memory.grants,
-        "replays": memory.replays,
-        "revoked": memory.revoked,
-    });
+    let mut state = memory.families[0].state();
+    state["posts"] = json!(memory.posts);
+    state["families"] = memory.families.iter().map(Family::state).collect();
     write_atomically(path, &format!("{state}\n"));
 }
 
