@@ -82,7 +82,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 /// Reads the command line; None where it asks for help.
 fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
     let mut oauth = OAuth::new().rotate(false);
-    let (mut port, mut tls, mut log, mut port_file) = (0, None, None, None);
+    let (mut port, mut tls, mut log, mut port_file) = (0_u16, None, None, None);
     let (mut strict, mut forever) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -91,16 +91,16 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             Long("strict") => strict = true,
             Long("rotate") => oauth = oauth.rotate(true),
             Long("no-rotate") => oauth = oauth.rotate(false),
-            Long("refuse-parallel") => oauth = oauth.refuse_parallel(),
+            Long("refuse-parallel") => oauth = oauth.refuse_parallel(true),
             Long("think") => oauth = oauth.think(millis(&mut parser)?),
             Long("delay") => oauth = oauth.delay(millis(&mut parser)?),
             Long("grace") => oauth = oauth.grace(millis(&mut parser)?),
-            Long("lose") => oauth = oauth.lose_replies(parser.value()?.parse()?),
-            Long("lose-unseen") => oauth = oauth.lose_unseen(parser.value()?.parse()?),
-            Long("client-id") => oauth = oauth.client_id(&parser.value()?.string()?),
-            Long("client-secret") => oauth = oauth.client_secret(&parser.value()?.string()?),
-            Long("refresh-token") => oauth = oauth.refresh_token(&parser.value()?.string()?),
-            Long("state") => oauth = oauth.state_file(parser.value()?),
+            Long("lose") => oauth = oauth.lose_replies(parser.value()?.parse::<usize>()?),
+            Long("lose-unseen") => oauth = oauth.lose_unseen(parser.value()?.parse::<usize>()?),
+            Long("client-id") => oauth = oauth.client_id(parser.value()?.string()?),
+            Long("client-secret") => oauth = oauth.client_secret(parser.value()?.string()?),
+            Long("refresh-token") => oauth = oauth.refresh_token(parser.value()?.string()?),
+            Long("state") => oauth = oauth.state_file(PathBuf::from(parser.value()?)),
             Long("port-file") => port_file = Some(PathBuf::from(parser.value()?)),
             Long("log") => log = Some(PathBuf::from(parser.value()?)),
             Long("forever") => forever = true,
@@ -108,16 +108,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             _ => return Err(argument.unexpected()),
         }
     }
-    if !strict {
-        oauth = oauth.lenient();
-    }
-    let mut config = Config::oauth(oauth).port(port);
-    if let Some(tls) = tls {
-        config = config.tls(tls);
-    }
-    if let Some(log) = log {
-        config = config.log(log);
-    }
+    let oauth = oauth.lenient(!strict);
+    let config = Config::oauth(oauth).port(port).tls(tls).log(log);
     Ok(Some(Options { config, port_file, forever }))
 }
 

@@ -11,7 +11,6 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, PipeWriter, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server};
+pub use crate::server::{base64, form_encoded};
 
 /// The name of the token file of a [`Scenario`].
 pub const TOKEN_FILE: &str = "token.json";
@@ -139,18 +139,8 @@ pub struct Snapshot {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
-/// What must not change in a failing run.
-#[derive(PartialEq)]
-struct Entry {
-    kind: &'static str,
-    bytes: Vec<u8>,
-    link: Option<PathBuf>,
-    mode: u32,
-    owner: (u32, u32),
-    links: u64,
-    inode: u64,
-    modified: Option<SystemTime>,
-}
+/// What must not change in a failing run: each thing by its name.
+type Entry = Vec<(&'static str, Vec<u8>)>;
 
 impl Snapshot {
     /// Adds what is in a folder; what other runs remove meanwhile is left out.
@@ -162,7 +152,7 @@ impl Snapshot {
             if metadata.is_dir() {
                 self.add(&path, &name);
             }
-            self.entries.insert(name, Entry::new(&path, &metadata));
+            self.entries.insert(name, entry_of(&path, &metadata));
         }
     }
 
@@ -174,7 +164,11 @@ impl Snapshot {
             let line = match (self.entries.get(name), after.entries.get(name)) {
                 (Some(_), None) => "is gone".to_owned(),
                 (None, Some(_)) => "is new".to_owned(),
-                (Some(one), Some(other)) if one != other => one.difference(other),
+                (Some(one), Some(other)) if one != other => {
+                    let unlike = one.iter().zip(other).filter(|(one, other)| one != other);
+                    let things: Vec<_> = unlike.map(|((thing, _), _)| *thing).collect();
+                    format!("changed in {}", things.join(", "))
+                }
                 _ => continue,
             };
             let _ = writeln!(text, "{}: {line}", name.display());
@@ -184,44 +178,24 @@ impl Snapshot {
 
     /// The text of each file.
     fn texts(&self) -> impl Iterator<Item = String> {
-        self.entries.values().map(|entry| String::from_utf8_lossy(&entry.bytes).into_owned())
+        self.entries.values().map(|entry| String::from_utf8_lossy(&entry[0].1).into_owned())
     }
 }
 
-impl Entry {
-    fn new(path: &Path, metadata: &fs::Metadata) -> Self {
-        let is_file = metadata.is_file();
-        Self {
-            kind: match (is_file, metadata.is_dir()) {
-                (true, _) => "file",
-                (_, true) => "folder",
-                _ => "something else",
-            },
-            bytes: if is_file { fs::read(path).unwrap_or_default() } else { Vec::new() },
-            link: fs::read_link(path).ok(),
-            mode: metadata.mode(),
-            owner: (metadata.uid(), metadata.gid()),
-            links: if is_file { metadata.nlink() } else { 0 },
-            inode: metadata.ino(),
-            modified: metadata.modified().ok().filter(|_| is_file),
-        }
-    }
-
-    /// What changed, in words.
-    fn difference(&self, other: &Self) -> String {
-        let parts = [
-            (self.kind != other.kind, "kind"),
-            (self.bytes != other.bytes, "bytes"),
-            (self.link != other.link, "target"),
-            (self.mode != other.mode, "mode"),
-            (self.owner != other.owner, "owner"),
-            (self.links != other.links, "number of links"),
-            (self.inode != other.inode, "inode"),
-            (self.modified != other.modified, "modification time"),
-        ];
-        let changed: Vec<_> = parts.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
-        format!("changed in {}", changed.join(", "))
-    }
+/// What a name in a folder stands for; its bytes come first.
+fn entry_of(path: &Path, metadata: &fs::Metadata) -> Entry {
+    let is_file = metadata.is_file();
+    let link = fs::read_link(path).unwrap_or_default();
+    let text = |value: String| value.into_bytes();
+    vec![
+        ("bytes", if is_file { fs::read(path).unwrap_or_default() } else { Vec::new() }),
+        ("target", text(link.to_string_lossy().into_owned())),
+        ("kind or mode", text(metadata.mode().to_string())),
+        ("owner", text(format!("{}:{}", metadata.uid(), metadata.gid()))),
+        ("inode", text(metadata.ino().to_string())),
+        ("links", text(if is_file { metadata.nlink().to_string() } else { String::new() })),
+        ("time", text(format!("{:?}", metadata.modified().ok().filter(|_| is_file)))),
+    ]
 }
 
 // ---- A token file and its endpoint ----
@@ -280,6 +254,12 @@ impl Scenario {
     /// The path of its journal.
     pub fn journal(&self) -> PathBuf {
         self.dir.join(format!(".{TOKEN_FILE}.sf-refresh"))
+    }
+
+    /// Waits until so many requests have come in.
+    #[track_caller]
+    pub fn wait_for_posts(&self, count: usize) {
+        wait_until(&format!("{count} requests"), || self.server.posts() == count);
     }
 
     /// What the token file holds now.
@@ -608,72 +588,6 @@ impl Drop for Running<'_> {
     }
 }
 
-// ---- An endpoint that answers on a word ----
-
-/// An endpoint whose answer waits for the test: what happens meanwhile is the test's choice.
-pub struct Gate {
-    listener: TcpListener,
-}
-
-/// A request that waits for its answer.
-pub struct Held {
-    stream: TcpStream,
-    pub body: String,
-}
-
-impl Gate {
-    pub fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("a listener that does not block");
-        Self { listener }
-    }
-
-    /// The URL of the token endpoint.
-    pub fn url(&self) -> String {
-        let address = self.listener.local_addr().expect("address");
-        format!("http://{address}{}", crate::server::TOKEN_PATH)
-    }
-
-    /// Waits for the next request.
-    #[track_caller]
-    pub fn request(&self) -> Held {
-        let mut accepted = None;
-        wait_until("a request", || {
-            accepted = self.listener.accept().ok();
-            accepted.is_some()
-        });
-        let (mut stream, _) = accepted.expect("a connection");
-        stream.set_nonblocking(false).expect("a stream that blocks");
-        stream.set_read_timeout(Some(WATCHDOG)).expect("a time-out");
-        let mut text = String::new();
-        let mut byte = [0];
-        let whole = |text: &str| {
-            let (head, body) = text.split_once("\r\n\r\n")?;
-            let head = head.to_ascii_lowercase();
-            let (_, length) = head.split_once("content-length: ")?;
-            let length: usize = length.lines().next()?.parse().ok()?;
-            (body.len() == length).then(|| body.to_owned())
-        };
-        loop {
-            if let Some(body) = whole(&text) {
-                return Held { stream, body };
-            }
-            stream.read_exact(&mut byte).expect("the rest of the request");
-            text.push(char::from(byte[0]));
-        }
-    }
-}
-
-impl Held {
-    /// Answers with this status and JSON.
-    pub fn answer(mut self, status: u16, body: &str) {
-        let length = body.len();
-        let head = format!("HTTP/1.1 {status} It\r\nContent-Length: {length}\r\n");
-        let text = format!("{head}Content-Type: application/json\r\n\r\n{body}");
-        self.stream.write_all(text.as_bytes()).expect("to answer");
-    }
-}
-
 // ---- What came of a run ----
 
 /// What a run did.
@@ -989,35 +903,6 @@ fn spellings(secret: &str) -> [String; 4] {
     let form = form_encoded(secret);
     let json = Value::from(secret).to_string();
     [secret.to_owned(), form.replace('+', "%20"), form, json[1..json.len() - 1].to_owned()]
-}
-
-/// `application/x-www-form-urlencoded`, as the URL standard has it.
-pub fn form_encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b' ' => encoded.push('+'),
-            b'*' | b'-' | b'.' | b'_' => encoded.push(char::from(byte)),
-            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
-            _ => _ = write!(encoded, "%{byte:02X}"),
-        }
-    }
-    encoded
-}
-
-/// Base64 with padding.
-pub fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut encoded = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| usize::from(chunk.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let digit = char::from(ALPHABET[bits >> (18 - 6 * i) & 0x3f]);
-            encoded.push(if i <= chunk.len() { digit } else { '=' });
-        }
-    }
-    encoded
 }
 
 /// Waits until something holds, at most as long as the watchdog; looks now and then.

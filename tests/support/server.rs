@@ -1,14 +1,15 @@
 //! A token endpoint for the tests: HTTP/1.1 over plain TCP or TLS, on threads.
 //!
-//! It answers from a queue of [`Reply`]s, and when that is used up, as an
-//! [`OAuth`] endpoint with a memory, or else with the last reply again. It keeps
-//! every request it was sent and every token it saw. It never sleeps except for
-//! the delays it was given, and everything it started ends with the [`Server`].
+//! It answers from a queue of [`Reply`]s, and when that is used up, as an [`OAuth`] endpoint with
+//! a memory, or else with the last reply again. It keeps every request it was sent and every token
+//! it saw. It waits only for the delays it was given, and while a test holds it; everything it
+//! started ends with the [`Server`].
 
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
@@ -21,8 +22,33 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use serde_json::{Value, json};
+
+/// A struct of settings with their defaults, and a method for each that sets it.
+macro_rules! settings {
+    ($(#[$about:meta])* pub struct $name:ident {
+        $($(#[$doc:meta])* $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Clone)]
+        pub struct $name { $($field: $type,)* }
+
+        impl $name {
+            $($(#[$doc])*
+            pub fn $field(mut self, $field: impl Into<$type>) -> Self {
+                self.$field = $field.into();
+                self
+            })*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
 
 #[path = "proxy.rs"]
 pub mod proxy;
@@ -33,68 +59,54 @@ pub const TOKEN_PATH: &str = "/services/oauth2/token";
 pub const CLIENT_ID: &str = "3MVG9.test_client-id";
 /// The first live refresh token of an [`OAuth`] endpoint unless told otherwise.
 pub const REFRESH_TOKEN: &str = "5Aep-RT-0-first";
-
 /// The grant type of RFC 7523.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_BODY: usize = 4 * 1024 * 1024;
 
 // ---- What to serve ----
 
-/// What a [`Server`] does; made by [`Config::scripted`] or [`Config::oauth`].
-#[derive(Clone, Default)]
-pub struct Config {
-    port: u16,
-    tls: Option<Tls>,
-    replies: VecDeque<Reply>,
-    oauth: Option<OAuth>,
-    log: Option<PathBuf>,
+settings! {
+    /// What a [`Server`] does; made by [`Config::scripted`] or [`Config::oauth`].
+    pub struct Config {
+        /// Listens on this port of 127.0.0.1; 0 takes a free one.
+        port: u16 = 0,
+        /// Speaks TLS.
+        tls: Option<Tls> = None,
+        /// Answers with these replies in turn, before all others.
+        replies: VecDeque<Reply> = VecDeque::new(),
+        /// Answers as this endpoint, or with the last reply again and again.
+        endpoint: Option<OAuth> = None,
+        /// Appends a line for each request to this file; no secret is in it.
+        log: Option<PathBuf> = None,
+    }
 }
 
 impl Config {
     /// Answers with these replies in turn, the last one again and again.
     pub fn scripted(replies: impl IntoIterator<Item = Reply>) -> Self {
-        Self { replies: replies.into_iter().collect(), ..Self::default() }
+        Self::default().replies(replies.into_iter().collect::<VecDeque<_>>())
     }
 
     /// Answers as `oauth`.
     pub fn oauth(oauth: OAuth) -> Self {
-        Self { oauth: Some(oauth), ..Self::default() }
-    }
-
-    /// Answers with these replies before all others.
-    pub fn first(mut self, replies: impl IntoIterator<Item = Reply>) -> Self {
-        let later = std::mem::take(&mut self.replies);
-        self.replies = replies.into_iter().chain(later).collect();
-        self
-    }
-
-    /// Listens on this port of 127.0.0.1; 0, the default, takes a free one.
-    pub fn port(mut self, port: u16) -> Self {
-        self.port = port;
-        self
-    }
-
-    /// Speaks TLS.
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
-        self
-    }
-
-    /// Appends a line for each request to this file; no secret is in it.
-    pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
-        self.log = Some(path.into());
-        self
+        Self::default().endpoint(oauth)
     }
 }
 
-/// The TLS side of a [`Server`].
-#[derive(Clone)]
-pub struct Tls {
-    certificate: String,
-    versions: Versions,
-    client_certificate: bool,
-    leaf_only: bool,
+settings! {
+    /// The TLS side of a [`Server`].
+    pub struct Tls {
+        /// The name of its certificate in `tests/certs`.
+        certificate: String = "server".to_owned(),
+        /// Offers these versions only.
+        versions: Versions = Versions::Both,
+        /// Demands a client certificate.
+        client_certificate: bool = false,
+        /// Leaves out the intermediate certificates, a common mistake of servers.
+        leaf_only: bool = false,
+    }
 }
 
 /// The TLS versions a [`Server`] offers.
@@ -108,42 +120,22 @@ pub enum Versions {
 impl Tls {
     /// TLS 1.2 and 1.3 with the certificate of this name in `tests/certs`, such as `server`.
     pub fn new(certificate: &str) -> Self {
-        Self {
-            certificate: certificate.to_owned(),
-            versions: Versions::Both,
-            client_certificate: false,
-            leaf_only: false,
-        }
-    }
-
-    /// Offers these versions only.
-    pub fn versions(mut self, versions: Versions) -> Self {
-        self.versions = versions;
-        self
-    }
-
-    /// Demands a client certificate.
-    pub fn client_certificate(mut self) -> Self {
-        self.client_certificate = true;
-        self
-    }
-
-    /// Leaves out the intermediate certificates, a common mistake of servers.
-    pub fn leaf_only(mut self) -> Self {
-        self.leaf_only = true;
-        self
+        Self::default().certificate(certificate)
     }
 }
 
-/// One answer of a script.
-#[derive(Clone)]
-pub struct Reply {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-    framing: Framing,
-    delay: Duration,
-    action: Action,
+settings! {
+    /// One answer of a script.
+    pub struct Reply {
+        status: u16 = 200,
+        headers: Vec<(String, String)> = Vec::new(),
+        body: Vec<u8> = Vec::new(),
+        /// Ends the body in this way.
+        framing: Framing = Framing::Length,
+        /// Waits this long, once the request is read, before it acts.
+        delay: Duration = Duration::ZERO,
+        action: Action = Action::Answer,
+    }
 }
 
 /// How a [`Reply`] says where its body ends.
@@ -159,14 +151,17 @@ pub enum Framing {
     CloseAbrupt,
     /// By a Content-Length this much longer than the body; then it closes.
     TooLong(usize),
+    /// By a Content-Length this much longer than the body; it waits for the client to close.
+    Unended(usize),
     /// In chunks, closed before the last one.
     ChunkedCut,
 }
 
 /// What a [`Reply`] does to the connection.
 #[derive(Clone, PartialEq, Eq)]
-enum Action {
+pub enum Action {
     Answer,
+    /// Sends these bytes as they are, and closes.
     Raw(Vec<u8>),
     DropBeforeReply,
     ResetBeforeReply,
@@ -177,14 +172,7 @@ enum Action {
 impl Reply {
     /// A body with a status and no Content-Type.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            status,
-            headers: Vec::new(),
-            body: body.into(),
-            framing: Framing::Length,
-            delay: Duration::ZERO,
-            action: Action::Answer,
-        }
+        Self::default().status(status).body(body)
     }
 
     /// A JSON body with a status; the text need not be JSON at all.
@@ -200,12 +188,14 @@ impl Reply {
 
     /// A grant as Salesforce words it, with a new refresh token where there is one.
     pub fn grant(access_token: &str, refresh_token: Option<&str>) -> Self {
-        Self::json(200, grant_body(access_token, refresh_token, "SIG-scripted="))
+        let body = grant_body(access_token, refresh_token, "SIG-scripted=");
+        Self::json(200, body.to_string())
     }
 
     /// An error of RFC 6749 §5.2.
     pub fn error(status: u16, error: &str, description: &str) -> Self {
-        Self::json(status, error_body(error, description))
+        let body = json!({ "error": error, "error_description": description });
+        Self::json(status, body.to_string())
     }
 
     /// A redirect to this URL.
@@ -215,32 +205,28 @@ impl Reply {
 
     /// Reads the request, then sends these bytes as they are, and closes.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self::acting(Action::Raw(bytes.into()))
+        Self::default().action(Action::Raw(bytes.into()))
     }
 
     /// Reads the request, then closes the connection in good order.
     pub fn drop_before_reply() -> Self {
-        Self::acting(Action::DropBeforeReply)
+        Self::default().action(Action::DropBeforeReply)
     }
 
     /// Reads the request, then resets the connection (ECONNRESET for the client).
     pub fn reset_before_reply() -> Self {
-        Self::acting(Action::ResetBeforeReply)
+        Self::default().action(Action::ResetBeforeReply)
     }
 
     /// Closes a new connection before anything was answered: over TLS once the
     /// client has begun its handshake, over plain TCP before the request is read.
     pub fn drop_at_accept() -> Self {
-        Self::acting(Action::DropAtAccept)
+        Self::default().action(Action::DropAtAccept)
     }
 
     /// Reads the request and never answers; ends when the client does.
     pub fn hang() -> Self {
-        Self::acting(Action::Hang)
-    }
-
-    fn acting(action: Action) -> Self {
-        Self { action, ..Self::new(200, "") }
+        Self::default().action(Action::Hang)
     }
 
     /// Adds a header.
@@ -249,233 +235,88 @@ impl Reply {
         self
     }
 
-    /// Ends the body in this way.
-    pub fn framing(mut self, framing: Framing) -> Self {
-        self.framing = framing;
-        self
-    }
-
-    /// Waits this long, once the request is read, before it acts.
-    pub fn delay(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-
     /// Closes the connection after the answer, and says so in a header.
     pub fn close(self) -> Self {
         self.header("Connection", "close")
     }
 
-    fn closes(&self) -> bool {
-        let by_framing = !matches!(self.framing, Framing::Length | Framing::Chunked);
-        by_framing
-            || self.headers.iter().any(|(name, value)| {
-                name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close")
-            })
-    }
-
     /// The bytes on the wire.
     fn to_bytes(&self) -> Vec<u8> {
-        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status)).into_bytes();
+        let mut head = format!("HTTP/1.1 {} Status\r\n", self.status);
         for (name, value) in &self.headers {
-            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+            _ = write!(head, "{name}: {value}\r\n");
         }
         let bodyless = self.status == 204 || self.status == 304;
-        match self.framing {
-            _ if bodyless => {}
-            Framing::Length => push_length(&mut out, self.body.len()),
-            Framing::TooLong(extra) => push_length(&mut out, self.body.len() + extra),
-            Framing::Chunked | Framing::ChunkedCut => {
-                out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-            }
-            Framing::CloseDelimited | Framing::CloseAbrupt => {}
+        let chunked = matches!(self.framing, Framing::Chunked | Framing::ChunkedCut);
+        let extra = match self.framing {
+            Framing::Length => Some(0),
+            Framing::TooLong(extra) | Framing::Unended(extra) => Some(extra),
+            _ => None,
+        };
+        if bodyless {
+            return (head + "\r\n").into_bytes();
+        } else if chunked {
+            head += "Transfer-Encoding: chunked\r\n";
+        } else if let Some(extra) = extra {
+            _ = write!(head, "Content-Length: {}\r\n", self.body.len() + extra);
         }
-        out.extend_from_slice(b"\r\n");
-        match self.framing {
-            _ if bodyless => {}
-            Framing::Chunked | Framing::ChunkedCut => {
-                for chunk in self.body.chunks(7) {
-                    out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
-                    out.extend_from_slice(chunk);
-                    out.extend_from_slice(b"\r\n");
-                }
-                if self.framing == Framing::Chunked {
-                    out.extend_from_slice(b"0\r\n\r\n");
-                }
-            }
-            _ => out.extend_from_slice(&self.body),
+        let mut out = (head + "\r\n").into_bytes();
+        if !chunked {
+            out.extend_from_slice(&self.body);
+            return out;
         }
-        out
+        for chunk in self.body.chunks(7) {
+            out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            out.extend_from_slice(chunk);
+            out.extend_from_slice(b"\r\n");
+        }
+        let end: &[u8] = if self.framing == Framing::Chunked { b"0\r\n\r\n" } else { b"" };
+        [&out, end].concat()
     }
 }
 
-fn push_length(out: &mut Vec<u8>, length: usize) {
-    out.extend_from_slice(format!("Content-Length: {length}\r\n").as_bytes());
-}
-
-/// The reason phrase of a status.
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        204 => "No Content",
-        301 => "Moved Permanently",
-        302 => "Found",
-        303 => "See Other",
-        307 => "Temporary Redirect",
-        308 => "Permanent Redirect",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        407 => "Proxy Authentication Required",
-        408 => "Request Timeout",
-        415 => "Unsupported Media Type",
-        429 => "Too Many Requests",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        _ => "Status",
-    }
-}
-
-/// A token endpoint with a memory: it issues tokens, and refuses what is not right.
-///
-/// A request is processed once the thinking time is over, and answered after the delay.
-/// It holds grants side by side, each a family of tokens: the first is there from the start,
-/// an authorization code makes another. With rotation, using a refresh token a second time
-/// revokes its family.
-#[derive(Clone)]
-pub struct OAuth {
-    client_id: String,
-    client_secret: Option<String>,
-    refresh_token: String,
-    id_url: String,
-    extra: Vec<(String, Value)>,
-    rotate: bool,
-    lenient: bool,
-    refuse_parallel: bool,
-    lose_replies: usize,
-    lose_unseen: usize,
-    think: Duration,
-    delay: Duration,
-    grace: Duration,
-    state_file: Option<PathBuf>,
-}
-
-impl Default for OAuth {
-    fn default() -> Self {
-        Self::new()
+settings! {
+    /// A token endpoint with a memory: it issues tokens, and refuses what is not right.
+    ///
+    /// A request is processed once the thinking time is over, and answered after the delay. It
+    /// holds grants side by side, each a family of tokens: the first is there from the start, an
+    /// authorization code makes another. With rotation, using a refresh token a second time
+    /// revokes its family.
+    pub struct OAuth {
+        /// Knows this client.
+        client_id: String = CLIENT_ID.to_owned(),
+        /// Demands this secret, in the form or in a Basic header; none where it is empty.
+        client_secret: String = String::new(),
+        /// Starts with this refresh token live.
+        refresh_token: String = REFRESH_TOKEN.to_owned(),
+        /// Gives a new refresh token with every grant, or keeps the one it has.
+        rotate: bool = true,
+        /// Grants whatever the request says.
+        lenient: bool = false,
+        /// Answers 'token request is already being processed' to a request that comes in while
+        /// another waits for its answer; needs a delay or time to think to have an effect.
+        refuse_parallel: bool = false,
+        /// Reads the first so many requests, and closes without having processed them.
+        lose_unseen: usize = 0,
+        /// Processes the first so many grants, and closes instead of answering them.
+        lose_replies: usize = 0,
+        /// Waits this long between reading a request and processing it.
+        think: Duration = Duration::ZERO,
+        /// Waits this long between processing and answering.
+        delay: Duration = Duration::ZERO,
+        /// Takes the refresh token before for so long after a rotation, and answers it with the
+        /// same tokens again, as servers do for clients whose answer was lost.
+        grace: Duration = Duration::ZERO,
+        /// Writes its state to this file, by a rename, when a request was read and again before it
+        /// is answered.
+        state_file: Option<PathBuf> = None,
     }
 }
 
 impl OAuth {
     /// A rotating endpoint with [`CLIENT_ID`], no secret, and [`REFRESH_TOKEN`] live.
     pub fn new() -> Self {
-        Self {
-            client_id: CLIENT_ID.to_owned(),
-            client_secret: None,
-            refresh_token: REFRESH_TOKEN.to_owned(),
-            id_url: "https://login.salesforce.com/id/00Dxx0000001gPLEAY/005xx000001SwiUAAS"
-                .to_owned(),
-            extra: Vec::new(),
-            rotate: true,
-            lenient: false,
-            refuse_parallel: false,
-            lose_replies: 0,
-            lose_unseen: 0,
-            think: Duration::ZERO,
-            delay: Duration::ZERO,
-            grace: Duration::ZERO,
-            state_file: None,
-        }
-    }
-
-    /// Knows this client.
-    pub fn client_id(mut self, client_id: &str) -> Self {
-        client_id.clone_into(&mut self.client_id);
-        self
-    }
-
-    /// Demands this secret, in the form or in a Basic header.
-    pub fn client_secret(mut self, client_secret: &str) -> Self {
-        self.client_secret = Some(client_secret.to_owned());
-        self
-    }
-
-    /// Starts with this refresh token live.
-    pub fn refresh_token(mut self, refresh_token: &str) -> Self {
-        refresh_token.clone_into(&mut self.refresh_token);
-        self
-    }
-
-    /// Gives this `id` member in a grant.
-    pub fn id_url(mut self, id_url: &str) -> Self {
-        id_url.clone_into(&mut self.id_url);
-        self
-    }
-
-    /// Adds a member to every grant.
-    pub fn extra(mut self, name: &str, value: Value) -> Self {
-        self.extra.push((name.to_owned(), value));
-        self
-    }
-
-    /// Gives a new refresh token with every grant, or keeps the one it has.
-    pub fn rotate(mut self, rotate: bool) -> Self {
-        self.rotate = rotate;
-        self
-    }
-
-    /// Grants whatever the request says.
-    pub fn lenient(mut self) -> Self {
-        self.lenient = true;
-        self
-    }
-
-    /// Answers 'token request is already being processed' to a request that comes
-    /// in while another waits for its answer; needs a delay or time to think to have an effect.
-    pub fn refuse_parallel(mut self) -> Self {
-        self.refuse_parallel = true;
-        self
-    }
-
-    /// Processes the first `count` grants, but closes instead of answering them.
-    pub fn lose_replies(mut self, count: usize) -> Self {
-        self.lose_replies = count;
-        self
-    }
-
-    /// Reads the first `count` requests, and closes without having processed them.
-    pub fn lose_unseen(mut self, count: usize) -> Self {
-        self.lose_unseen = count;
-        self
-    }
-
-    /// Waits this long between reading a request and processing it.
-    pub fn think(mut self, think: Duration) -> Self {
-        self.think = think;
-        self
-    }
-
-    /// Takes the refresh token before for so long after a rotation, and answers it with the
-    /// same tokens again, as servers do for clients whose answer was lost.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
-        self
-    }
-
-    /// Waits this long between processing and answering.
-    pub fn delay(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-
-    /// Writes its state to this file, by a rename, when a request was read and again before it
-    /// is answered.
-    pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.state_file = Some(path.into());
-        self
+        Self::default()
     }
 }
 
@@ -484,8 +325,6 @@ impl OAuth {
 /// A request as it came in.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Which connection it came over, counted from 1 in the order of accepting.
-    pub connection: usize,
     pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
@@ -513,12 +352,11 @@ impl Request {
     pub fn form(&self) -> Vec<(String, String)> {
         let text = self.text();
         let pairs = text.split('&').filter(|pair| !pair.is_empty());
-        pairs
-            .map(|pair| {
-                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-                (form_decode(name), form_decode(value))
-            })
-            .collect()
+        let decode = |pair: &str| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (form_decoded(name), form_decoded(value))
+        };
+        pairs.map(decode).collect()
     }
 
     /// The first field of the form with this name.
@@ -527,27 +365,18 @@ impl Request {
         form.find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// Client id and secret of a Basic header, each form-decoded (RFC 6749 §2.3.1).
-    pub fn basic(&self) -> Option<(String, String)> {
-        let (user, password) = basic_credentials(self.header("authorization")?)?;
-        Some((form_decode(&user), form_decode(&password)))
-    }
-
     /// What in this request must not be shown.
     fn secrets(&self) -> Vec<String> {
         let names = ["refresh_token", "client_secret", "code", "code_verifier", "assertion"];
-        let mut secrets: Vec<String> = names.iter().filter_map(|name| self.field(name)).collect();
-        if let Some(value) = self.header("authorization") {
-            secrets.extend(value.split_once(' ').map(|(_, token)| token.to_owned()));
-            secrets.extend(basic_credentials(value).map(|(_, encoded)| encoded));
-        }
-        secrets.extend(self.basic().map(|(_, secret)| secret));
+        let mut secrets: Vec<_> = names.iter().filter_map(|name| self.field(name)).collect();
+        let header = self.header("authorization").and_then(|value| value.split_once(' '));
+        secrets.extend(header.map(|(_, token)| token.to_owned()));
         secrets
     }
 }
 
 /// Decodes `application/x-www-form-urlencoded` text; what is no escape stays.
-fn form_decode(text: &str) -> String {
+fn form_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -564,35 +393,38 @@ fn form_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// User and password of a `Basic …` header value, not decoded further.
-fn basic_credentials(header: &str) -> Option<(String, String)> {
-    let (scheme, code) = header.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let text = String::from_utf8(base64_decode(code.trim())?).ok()?;
-    let (user, password) = text.split_once(':')?;
-    Some((user.to_owned(), password.to_owned()))
-}
-
-/// Decodes padded base64; None where it is none.
-fn base64_decode(text: &str) -> Option<Vec<u8>> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    let mut out = Vec::new();
-    let (mut bits, mut count) = (0_u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let value = ALPHABET.iter().position(|known| *known == byte)?;
-        bits = (bits << 6) | u32::try_from(value).ok()?;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push(u8::try_from((bits >> count) & 0xff).ok()?);
+/// `application/x-www-form-urlencoded`, as the URL standard has it.
+pub fn form_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b' ' => encoded.push('+'),
+            b'*' | b'-' | b'.' | b'_' => encoded.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            _ => _ = write!(encoded, "%{byte:02X}"),
         }
     }
-    Some(out)
+    encoded
+}
+
+/// The header value for user and password, which are encoded no further.
+pub fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
+}
+
+/// Base64 with padding.
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| usize::from(chunk.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let digit = char::from(ALPHABET[bits >> (18 - 6 * i) & 0x3f]);
+            encoded.push(if i <= chunk.len() { digit } else { '=' });
+        }
+    }
+    encoded
 }
 
 // ---- The server ----
@@ -616,15 +448,41 @@ struct Shared {
 struct Memory {
     replies: VecDeque<Reply>,
     requests: Vec<Request>,
-    handshake_errors: Vec<String>,
-    secrets: Vec<String>,
-    secrets_known: HashSet<String>,
+    secrets: HashSet<String>,
     access_tokens: HashSet<String>,
     families: Vec<Family>,
     posts: usize,
     lost: usize,
     unseen: usize,
     in_flight: usize,
+}
+
+impl Memory {
+    /// The next scripted reply; the last one stays when `endless`.
+    fn next_reply(&mut self, endless: bool) -> Option<Reply> {
+        if endless && self.replies.len() == 1 {
+            return self.replies.front().cloned();
+        }
+        self.replies.pop_front()
+    }
+
+    /// The family that a refresh token belongs to or belonged to.
+    fn family_of(&self, token: &str) -> Option<usize> {
+        self.families.iter().position(|family| {
+            family.refresh_token.as_deref() == Some(token) || family.used.contains(token)
+        })
+    }
+
+    /// Keeps the tokens of a body that is JSON, or has JSON in it.
+    fn learn(&mut self, body: &[u8]) {
+        let start = body.iter().position(|byte| *byte == b'{').unwrap_or(0);
+        let mut values = serde_json::Deserializer::from_slice(&body[start..]).into_iter::<Value>();
+        let Some(Ok(value)) = values.next() else { return };
+        self.access_tokens.extend(value["access_token"].as_str().map(str::to_owned));
+        for name in ["access_token", "refresh_token", "id_token", "signature"] {
+            self.secrets.extend(value[name].as_str().map(str::to_owned));
+        }
+    }
 }
 
 /// The tokens that come from one login.
@@ -667,57 +525,31 @@ impl Family {
     }
 }
 
-impl Memory {
-    fn add_secret(&mut self, secret: &str) {
-        if !secret.is_empty() && self.secrets_known.insert(secret.to_owned()) {
-            self.secrets.push(secret.to_owned());
-        }
-    }
-
-    /// The family that a refresh token belongs to or belonged to.
-    fn family_of(&self, token: &str) -> Option<usize> {
-        self.families.iter().position(|family| {
-            family.refresh_token.as_deref() == Some(token) || family.used.contains(token)
-        })
-    }
-
-    fn grants(&self) -> usize {
-        self.families.iter().map(|family| family.grants).sum()
-    }
-
-    /// The next scripted reply; the last one stays when `endless`.
-    fn next_reply(&mut self, endless: bool) -> Option<Reply> {
-        if endless && self.replies.len() == 1 {
-            return self.replies.front().cloned();
-        }
-        self.replies.pop_front()
-    }
-}
-
 impl Server {
     /// Starts it; panics where it cannot, as tests do.
     pub fn start(config: Config) -> Self {
         let mut memory = Memory { replies: config.replies, ..Memory::default() };
-        if let Some(oauth) = &config.oauth {
+        if let Some(oauth) = &config.endpoint {
             let refresh_token = Some(oauth.refresh_token.clone());
             memory.families.push(Family { refresh_token, ..Family::default() });
-            memory.add_secret(&oauth.refresh_token);
-            memory.add_secret(oauth.client_secret.as_deref().unwrap_or_default());
+            memory.secrets.extend([oauth.refresh_token.clone(), oauth.client_secret.clone()]);
+            write_state(oauth, &memory);
         }
         let shared = Arc::new(Shared {
             tls: config.tls.as_ref().map(tls_config),
-            oauth: config.oauth,
+            oauth: config.endpoint,
             log: config.log,
             memory: Mutex::new(memory),
         });
-        if let Some(oauth) = &shared.oauth {
-            write_state(oauth, &lock(&shared.memory));
-        }
         let serving = Arc::clone(&shared);
-        let listener = Listener::start(config.port, move |stream, number, stop| {
-            serve(&serving, stream, number, stop);
+        let listener = Listener::start(config.port, move |accepted, stop| {
+            serve(&serving, accepted, stop);
         });
         Self { listener, shared }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.shared.memory)
     }
 
     /// The URL of the token endpoint, by 127.0.0.1.
@@ -727,14 +559,8 @@ impl Server {
 
     /// The URL of the token endpoint under another name of this host.
     pub fn url_for(&self, host: &str) -> String {
-        format!("{}://{host}:{}{TOKEN_PATH}", self.scheme(), self.port())
-    }
-
-    fn scheme(&self) -> &'static str {
-        match self.shared.tls {
-            Some(_) => "https",
-            None => "http",
-        }
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{host}:{}{TOKEN_PATH}", self.address().port())
     }
 
     /// The address it listens on.
@@ -742,90 +568,79 @@ impl Server {
         self.listener.address
     }
 
-    /// The port it listens on.
-    pub fn port(&self) -> u16 {
-        self.listener.address.port()
-    }
-
     /// How many connections were accepted.
     pub fn connections(&self) -> usize {
-        *lock(&self.listener.stop.accepted)
-    }
-
-    /// Every whole request so far.
-    pub fn requests(&self) -> Vec<Request> {
-        lock(&self.shared.memory).requests.clone()
+        self.listener.accepted()
     }
 
     /// The last whole request; panics where there was none.
     pub fn last_request(&self) -> Request {
-        let requests = self.requests();
-        requests.last().expect("no request came in").clone()
+        self.memory().requests.last().expect("no request came in").clone()
     }
 
     /// How many POST requests came in.
     pub fn posts(&self) -> usize {
-        lock(&self.shared.memory).posts
+        self.memory().posts
     }
 
     /// How many grants the [`OAuth`] endpoint gave.
     pub fn grants(&self) -> usize {
-        lock(&self.shared.memory).grants()
+        self.memory().families.iter().map(|family| family.grants).sum()
     }
 
     /// How many times a used refresh token was sent again.
     pub fn replays(&self) -> usize {
-        lock(&self.shared.memory).families.iter().map(|family| family.replays).sum()
+        self.memory().families.iter().map(|family| family.replays).sum()
     }
 
     /// Whether the first grant was revoked.
     pub fn revoked(&self) -> bool {
-        lock(&self.shared.memory).families[0].revoked
+        self.memory().families[0].revoked
     }
 
     /// The refresh token of the first grant that works now; None once it was revoked.
     pub fn live_refresh_token(&self) -> Option<String> {
-        lock(&self.shared.memory).families[0].refresh_token.clone()
+        self.memory().families[0].refresh_token.clone()
     }
 
     /// The access token of the first grant; None once it was revoked.
     pub fn live_access_token(&self) -> Option<String> {
-        lock(&self.shared.memory).families[0].access_token.clone()
+        self.memory().families[0].access_token.clone()
     }
 
-    /// Waits until every accepted connection has ended, at most ten seconds; after it,
-    /// the records are complete.
+    /// Every token, signature and secret that went over the wire or is configured.
+    pub fn secrets(&self) -> HashSet<String> {
+        self.memory().secrets.clone()
+    }
+
+    /// Every access token that went over the wire in an answer.
+    pub fn access_tokens(&self) -> HashSet<String> {
+        self.memory().access_tokens.clone()
+    }
+
+    /// Replaces what is left of the script.
+    pub fn script(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.memory().replies = replies.into_iter().collect();
+    }
+
+    /// Lets the request of this number wait before it is processed, counted from 1, and those
+    /// after it; lets go of those before.
+    pub fn hold_from(&self, number: usize) {
+        lock(&self.listener.stop.gate).held_from = number;
+        self.listener.stop.wake.notify_all();
+    }
+
+    /// Lets go of every request.
+    pub fn release(&self) {
+        self.hold_from(usize::MAX);
+    }
+
+    /// Waits until every accepted connection has ended, at most ten seconds.
     pub fn wait_idle(&self) {
         let stop = &self.listener.stop;
         let busy = |open: &mut HashMap<usize, TcpStream>| !open.is_empty();
         let limit = Duration::from_secs(10);
         drop(stop.ended.wait_timeout_while(lock(&stop.open), limit, busy));
-    }
-
-    /// What ended TLS connections before a request was read, such as the alert the client sent;
-    /// see [`wait_idle`](Self::wait_idle).
-    pub fn handshake_errors(&self) -> Vec<String> {
-        lock(&self.shared.memory).handshake_errors.clone()
-    }
-
-    /// Every token, signature and secret that went over the wire or is configured.
-    pub fn secrets(&self) -> Vec<String> {
-        lock(&self.shared.memory).secrets.clone()
-    }
-
-    /// Every access token that went over the wire in an answer.
-    pub fn access_tokens(&self) -> HashSet<String> {
-        lock(&self.shared.memory).access_tokens.clone()
-    }
-
-    /// Replaces what is left of the script.
-    pub fn script(&self, replies: impl IntoIterator<Item = Reply>) {
-        lock(&self.shared.memory).replies = replies.into_iter().collect();
-    }
-
-    /// Revokes the first grant, as an administrator does.
-    pub fn revoke(&self) {
-        lock(&self.shared.memory).families[0].revoke();
     }
 }
 
@@ -878,163 +693,92 @@ fn tls_config(tls: &Tls) -> Arc<ServerConfig> {
         chain.truncate(1);
     }
     let key = PrivateKeyDer::from_pem_slice(certificate(&tls.certificate)).expect("key in PEM");
-    let config = builder.with_single_cert(chain, key);
-    Arc::new(config.expect("certificate and key"))
+    Arc::new(builder.with_single_cert(chain, key).expect("certificate and key"))
 }
 
 /// Serves one connection to its end.
-fn serve(shared: &Shared, stream: TcpStream, number: usize, stop: &Stop) {
-    let endless = shared.oauth.is_none();
-    let at_accept = {
+fn serve(shared: &Shared, accepted: (TcpStream, usize), stop: &Stop) {
+    let mut connection = Connection::new(accepted, shared.tls.as_ref());
+    let drops_at_accept = {
         let mut memory = lock(&shared.memory);
-        let drops = |reply: &Reply| reply.action == Action::DropAtAccept;
-        let due = memory.replies.front().is_some_and(drops);
-        if due {
-            memory.next_reply(endless);
-        }
-        due
+        let due = memory.replies.front().is_some_and(|it| it.action == Action::DropAtAccept);
+        due && memory.next_reply(shared.oauth.is_none()).is_some()
     };
-    let mut socket = Socket::new(stream);
-    if at_accept {
+    if drops_at_accept {
         if shared.tls.is_some() {
-            drop(socket.read(&mut [0; 4096]));
-            socket.settle();
+            drop(connection.socket.read(&mut [0; 4096]));
+            connection.socket.settle();
         }
         return;
     }
-    let transport = match &shared.tls {
-        None => Transport::Plain(socket),
-        Some(config) => match handshake(config, socket) {
-            Ok(tls) => Transport::Tls(Box::new(tls)),
-            Err(error) => {
-                lock(&shared.memory).handshake_errors.push(error.to_string());
-                return;
-            }
-        },
-    };
-    let mut connection = Connection { transport, buffer: Vec::new(), number };
     loop {
         match connection.read_request() {
-            Ok(Some(request)) => {
-                if !answer(shared, &mut connection, &request, stop) {
-                    return;
-                }
-            }
-            Ok(None) => return,
+            Ok(Some(request)) if answer(shared, &mut connection, &request, stop) => {}
+            Ok(_) => return,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let reply = Reply::new(400, "not HTTP").close();
-                connection.transport.settle();
-                connection.finish(&reply.to_bytes());
-                return;
+                connection.socket.settle();
+                return connection.finish(&Reply::new(400, "not HTTP").close().to_bytes());
             }
-            Err(error) => {
-                if shared.tls.is_some() {
-                    lock(&shared.memory).handshake_errors.push(error.to_string());
-                }
-                return;
-            }
+            Err(_) => return connection.socket.linger(),
         }
     }
 }
 
 /// Answers one request; gives whether the connection goes on.
 fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop: &Stop) -> bool {
-    let client_closes =
-        request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-    let scripted = {
+    let (scripted, number) = {
         let mut memory = lock(&shared.memory);
         memory.posts += usize::from(request.method == "POST");
-        for secret in request.secrets() {
-            memory.add_secret(&secret);
-        }
+        memory.secrets.extend(request.secrets());
         memory.requests.push(request.clone());
-        memory.next_reply(shared.oauth.is_none())
+        (memory.next_reply(shared.oauth.is_none()), memory.requests.len())
     };
-    let is_oauth = scripted.is_none() && shared.oauth.is_some();
-    let reply = match (scripted, &shared.oauth) {
-        (Some(reply), _) => reply,
-        (None, Some(oauth)) => match oauth_reply(oauth, &shared.memory, request, stop) {
-            Some(reply) => reply,
-            None => return false,
-        },
-        (None, None) => Reply::error(500, "server_error", "the script is empty"),
-    };
-    log(shared, request, &reply);
-    learn_secrets(&shared.memory, &reply.body);
-    let stopped = stop.wait(reply.delay);
-    // Over before the client can see the answer, so that its next request is not parallel.
-    if is_oauth {
-        lock(&shared.memory).in_flight -= 1;
-    }
-    if stopped {
+    if stop.wait(Duration::from_secs(3600), |gate| number >= gate.held_from) {
         return false;
     }
-    if reply.action != Action::ResetBeforeReply {
-        connection.transport.settle();
+    let (reply, is_oauth) = match (scripted, &shared.oauth) {
+        (Some(reply), _) => (reply, false),
+        (None, Some(oauth)) => (oauth_reply(oauth, &shared.memory, request, stop), true),
+        (None, None) => (Reply::error(500, "server_error", "the script is empty"), false),
+    };
+    log(shared, connection.number, request, &reply);
+    let stopped = stop.wait(reply.delay, |_| true);
+    {
+        let mut memory = lock(&shared.memory);
+        memory.learn(match &reply.action {
+            Action::Raw(bytes) => bytes,
+            _ => &reply.body,
+        });
+        // Over before the client can see the answer, so that its next request is not parallel.
+        memory.in_flight -= usize::from(is_oauth);
     }
+    if stopped || reply.action == Action::ResetBeforeReply {
+        return false;
+    }
+    connection.socket.settle();
     match &reply.action {
-        Action::Answer => {}
-        Action::Raw(bytes) => {
-            learn_secrets(&shared.memory, bytes);
-            connection.finish(bytes);
-            return false;
+        Action::Answer => {
+            let closes =
+                |header: Option<&str>| header.is_some_and(|it| it.eq_ignore_ascii_case("close"));
+            let mut headers = reply.headers.iter();
+            let ours = headers.find(|(name, _)| name.eq_ignore_ascii_case("connection"));
+            let close = closes(request.header("connection")) || closes(ours.map(|(_, it)| &**it));
+            return connection.send(&reply, close);
         }
-        Action::DropBeforeReply => {
-            connection.finish(b"");
-            return false;
-        }
-        Action::ResetBeforeReply | Action::DropAtAccept => return false,
-        Action::Hang => {
-            connection.wait_for_end();
-            return false;
-        }
+        Action::Raw(bytes) => connection.finish(bytes),
+        Action::Hang => connection.wait_for_end(),
+        _ => connection.finish(b""),
     }
-    let bytes = reply.to_bytes();
-    if client_closes || reply.closes() {
-        let abrupt =
-            !matches!(reply.framing, Framing::Length | Framing::Chunked | Framing::CloseDelimited);
-        if abrupt {
-            drop(connection.transport.write_all(&bytes));
-            drop(connection.transport.flush());
-        } else {
-            connection.finish(&bytes);
-        }
-        return false;
-    }
-    let written = connection.transport.write_all(&bytes);
-    written.and_then(|()| connection.transport.flush()).is_ok()
-}
-
-/// Keeps the tokens of a body that is JSON, or has JSON in it.
-fn learn_secrets(memory: &Mutex<Memory>, body: &[u8]) {
-    let start = body.iter().position(|byte| *byte == b'{').unwrap_or(0);
-    let document = body.get(start..).unwrap_or_default();
-    let Some(Ok(value)) =
-        serde_json::Deserializer::from_slice(document).into_iter::<Value>().next()
-    else {
-        return;
-    };
-    let mut memory = lock(memory);
-    memory.access_tokens.extend(value["access_token"].as_str().map(str::to_owned));
-    for name in ["access_token", "refresh_token", "id_token", "signature"] {
-        memory.add_secret(value[name].as_str().unwrap_or_default());
-    }
+    false
 }
 
 /// Appends a line about this request to the log; without secrets.
-fn log(shared: &Shared, request: &Request, reply: &Reply) {
+fn log(shared: &Shared, connection: usize, request: &Request, reply: &Reply) {
     let Some(path) = &shared.log else { return };
-    let error = serde_json::from_slice::<Value>(&reply.body)
-        .ok()
-        .and_then(|body| body["error"].as_str().map(str::to_owned));
-    let line = format!(
-        "connection {} {} {} -> {} {}\n",
-        request.connection,
-        request.method,
-        request.path,
-        reply.status,
-        error.unwrap_or_default()
-    );
+    let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let (method, path_sent, status) = (&request.method, &request.path, reply.status);
+    let error = body["error"].as_str().unwrap_or_default();
+    let line = format!("connection {connection} {method} {path_sent} -> {status} {error}\n");
     let file = fs::OpenOptions::new().create(true).append(true).open(path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
     written.expect("append to the log");
@@ -1047,21 +791,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // ---- The OAuth endpoint ----
 
-/// Processes a request, and writes the state, before anything is answered; None when stopped.
-fn oauth_reply(
-    oauth: &OAuth,
-    memory: &Mutex<Memory>,
-    request: &Request,
-    stop: &Stop,
-) -> Option<Reply> {
+/// Processes a request, and writes the state, before anything is answered.
+fn oauth_reply(oauth: &OAuth, memory: &Mutex<Memory>, request: &Request, stop: &Stop) -> Reply {
     let is_parallel = {
         let mut memory = lock(memory);
         memory.in_flight += 1;
         write_state(oauth, &memory);
         memory.in_flight > 1
     };
-    if stop.wait(oauth.think) {
-        return None;
+    if stop.wait(oauth.think, |_| true) {
+        return Reply::drop_before_reply();
     }
     let mut memory = lock(memory);
     let reply = if memory.unseen < oauth.lose_unseen {
@@ -1074,7 +813,7 @@ fn oauth_reply(
         refused.unwrap_or_else(|| grant(oauth, &mut memory, request))
     };
     write_state(oauth, &memory);
-    Some(reply.delay(oauth.delay))
+    reply.delay(oauth.delay)
 }
 
 /// Why this request gets no grant; None where it does.
@@ -1103,13 +842,8 @@ fn refusal(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Option<Repl
         None => return refuse("invalid_request", "missing required parameter: grant_type"),
         Some(_) => return refuse("unsupported_grant_type", "grant type not supported"),
     };
-    // An assertion names the client itself.
-    let names_no_client = request.field("client_id").is_none();
-    if wanted != "assertion" || request.header("authorization").is_some() || !names_no_client {
-        let refused = client_refusal(oauth, request);
-        if refused.is_some() {
-            return refused;
-        }
+    if let Some(refused) = client_refusal(oauth, request, wanted == "assertion") {
+        return Some(refused);
     }
     let Some(value) = request.field(wanted) else {
         return refuse("invalid_request", &format!("missing required parameter: {wanted}"));
@@ -1117,38 +851,36 @@ fn refusal(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Option<Repl
     if wanted != "refresh_token" {
         return None;
     }
-    let family = memory.family_of(&value).map(|at| &mut memory.families[at]);
-    if let Some(family) = family {
-        if family.in_grace(&value, oauth.grace).is_some() {
+    if let Some(at) = memory.family_of(&value) {
+        let family = &mut memory.families[at];
+        if !family.used.contains(&value) || family.in_grace(&value, oauth.grace).is_some() {
             return None;
         }
-        if family.used.contains(&value) {
-            family.replays += 1;
-            family.revoke();
-        } else {
-            return None;
-        }
+        family.replays += 1;
+        family.revoke();
     }
     refuse("invalid_grant", "expired access/refresh token")
 }
 
-/// Why this client is not the right one; None where it is.
-fn client_refusal(oauth: &OAuth, request: &Request) -> Option<Reply> {
+/// Why this client is not the right one; None where it is, or where it may stay unnamed.
+fn client_refusal(oauth: &OAuth, request: &Request, may_be_unnamed: bool) -> Option<Reply> {
     let refuse = |error, description| Some(Reply::error(400, error, description));
-    let in_form =
-        (request.field("client_id"), request.field("client_secret").filter(|it| !it.is_empty()));
-    let (client_id, client_secret) = match (request.header("authorization"), request.basic()) {
-        (None, _) => in_form,
-        (Some(_), None) => return refuse("invalid_client", "invalid client credentials"),
-        (Some(_), Some(_)) if in_form != (None, None) => {
+    let (id, secret) = (request.field("client_id"), request.field("client_secret"));
+    if let Some(header) = request.header("authorization") {
+        if id.is_some() || secret.is_some() {
             return refuse("invalid_request", "more than one client authentication");
         }
-        (Some(_), Some((id, secret))) => (Some(id), Some(secret)),
-    };
-    if client_id.as_ref() != Some(&oauth.client_id) {
+        // RFC 6749 §2.3.1 encodes both as in a form.
+        let right = basic(&form_encoded(&oauth.client_id), &form_encoded(&oauth.client_secret));
+        return if header == right { None } else { refuse("invalid_client", "wrong credentials") };
+    }
+    if id.is_none() && may_be_unnamed {
+        return None;
+    }
+    if id.as_ref() != Some(&oauth.client_id) {
         return refuse("invalid_client_id", "client identifier invalid");
     }
-    if client_secret != oauth.client_secret {
+    if secret.unwrap_or_default() != oauth.client_secret {
         return refuse("invalid_client", "invalid client credentials");
     }
     None
@@ -1157,17 +889,16 @@ fn client_refusal(oauth: &OAuth, request: &Request) -> Option<Reply> {
 /// Issues tokens: the next ones of the family that the refresh token belongs to, or the first
 /// ones of a new family. Client credentials and assertions get no refresh token.
 fn grant(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Reply {
-    let number = memory.grants() + 1;
+    let number = memory.families.iter().map(|family| family.grants).sum::<usize>() + 1;
     let grant_type = request.field("grant_type").unwrap_or_default();
     let is_code = grant_type == "authorization_code";
     let access_only = [JWT_BEARER, "client_credentials"].contains(&&*grant_type);
     let token = request.field("refresh_token").unwrap_or_default();
-    let at = if is_code || access_only {
+    if is_code || access_only {
         memory.families.push(Family::default());
-        memory.families.len() - 1
-    } else {
-        memory.family_of(&token).unwrap_or(0)
-    };
+    }
+    let last = memory.families.len() - 1;
+    let at = if is_code || access_only { last } else { memory.family_of(&token).unwrap_or(0) };
     let family = &mut memory.families[at];
     family.grants += 1;
     let again = family.in_grace(&token, oauth.grace).cloned();
@@ -1175,14 +906,10 @@ fn grant(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Reply {
         let access = format!("00Dxx0000001gPL!AT-{number}-{}", random());
         let gives_refresh = is_code || oauth.rotate && !access_only;
         let refresh = gives_refresh.then(|| format!("5Aep-RT-{number}-{}", random()));
-        let mut body =
-            grant_value(&access, refresh.as_deref(), &format!("SIG-{number}-{}=", random()));
-        body["id"] = json!(oauth.id_url);
+        let signature = format!("SIG-{number}-{}=", random());
+        let mut body = grant_body(&access, refresh.as_deref(), &signature);
         if access_only {
             body["expires_in"] = json!(7200);
-        }
-        for (name, value) in &oauth.extra {
-            body[name.as_str()] = value.clone();
         }
         family.access_token = Some(access);
         if let Some(before) = refresh.and_then(|next| family.refresh_token.replace(next)) {
@@ -1191,21 +918,19 @@ fn grant(oauth: &OAuth, memory: &mut Memory, request: &Request) -> Reply {
         }
         body
     });
-    for name in ["access_token", "refresh_token"] {
-        memory.add_secret(body[name].as_str().unwrap_or_default());
-    }
+    let body = body.to_string();
+    // Those of a lost answer are secret as well.
+    memory.learn(body.as_bytes());
     if memory.lost < oauth.lose_replies {
         memory.lost += 1;
         return Reply::drop_before_reply();
     }
-    Reply::json(200, body.to_string())
+    Reply::json(200, body)
 }
 
 /// Writes the state by a rename, so that a reader sees the old or the new one.
 fn write_state(oauth: &OAuth, memory: &Memory) {
-    let Some(path) = &oauth.state_file else {
-        return;
-    };
+    let Some(path) = &oauth.state_file else { return };
     let mut state = memory.families[0].state();
     state["posts"] = json!(memory.posts);
     state["families"] = memory.families.iter().map(Family::state).collect();
@@ -1227,7 +952,8 @@ fn random() -> String {
     format!("{hash:016x}")
 }
 
-fn grant_value(access_token: &str, refresh_token: Option<&str>, signature: &str) -> Value {
+/// The members of a grant as Salesforce gives them.
+fn grant_body(access_token: &str, refresh_token: Option<&str>, signature: &str) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut body = json!({
         "access_token": access_token,
@@ -1245,14 +971,6 @@ fn grant_value(access_token: &str, refresh_token: Option<&str>, signature: &str)
     body
 }
 
-fn grant_body(access_token: &str, refresh_token: Option<&str>, signature: &str) -> String {
-    grant_value(access_token, refresh_token, signature).to_string()
-}
-
-fn error_body(error: &str, description: &str) -> String {
-    json!({ "error": error, "error_description": description }).to_string()
-}
-
 // ---- Connections ----
 
 /// A TCP stream that leaves the last byte it gave out in the kernel, unread, until
@@ -1264,22 +982,17 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(stream: TcpStream) -> Self {
-        // Nothing but speed is lost where this is refused.
-        drop(stream.set_nodelay(true));
-        Self { stream, held: false }
-    }
-
-    /// Takes the byte that was left, so that a close is an orderly one.
+    /// Takes the byte that was left.
     fn settle(&mut self) {
         if std::mem::take(&mut self.held) {
-            drop(self.stream.read(&mut [0]));
+            drop(self.stream.read_exact(&mut [0]));
         }
     }
 
-    /// Ends the writing side and reads on until the client ends: a close with unread bytes could
-    /// overtake the alert that says why.
+    /// Ends the writing side and reads on to the end, so that a reset does not overtake the alert
+    /// that says why.
     fn linger(&mut self) {
+        self.settle();
         drop(self.stream.shutdown(Shutdown::Write));
         drop(io::copy(&mut self.stream, &mut io::sink()));
     }
@@ -1308,74 +1021,28 @@ impl Write for Socket {
     }
 }
 
-type TlsStream = StreamOwned<ServerConnection, Socket>;
-
-/// Plain TCP or TLS.
-enum Transport {
-    Plain(Socket),
-    Tls(Box<TlsStream>),
-}
-
-impl Transport {
-    fn settle(&mut self) {
-        match self {
-            Self::Plain(socket) => socket.settle(),
-            Self::Tls(tls) => tls.sock.settle(),
-        }
-    }
-}
-
-impl Read for Transport {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(socket) => socket.read(buffer),
-            Self::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for Transport {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(socket) => socket.write(bytes),
-            Self::Tls(tls) => tls.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) => socket.flush(),
-            Self::Tls(tls) => tls.flush(),
-        }
-    }
-}
-
-fn handshake(config: &Arc<ServerConfig>, socket: Socket) -> io::Result<TlsStream> {
-    let connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-    let mut tls = StreamOwned::new(connection, socket);
-    while tls.conn.is_handshaking() {
-        if let Err(error) = tls.conn.complete_io(&mut tls.sock) {
-            tls.sock.settle();
-            tls.sock.linger();
-            return Err(error);
-        }
-    }
-    Ok(tls)
-}
-
-/// One connection and what of it was read ahead.
+/// One connection, plain or TLS, and what of it was read ahead.
 struct Connection {
-    transport: Transport,
+    socket: Socket,
+    tls: Option<ServerConnection>,
     buffer: Vec<u8>,
     number: usize,
 }
 
 impl Connection {
+    fn new((stream, number): (TcpStream, usize), tls: Option<&Arc<ServerConfig>>) -> Self {
+        // Nothing but speed is lost where this is refused.
+        drop(stream.set_nodelay(true));
+        let tls = tls.map(|it| ServerConnection::new(Arc::clone(it)).expect("a TLS connection"));
+        Self { socket: Socket { stream, held: false }, tls, buffer: Vec::new(), number }
+    }
+
     /// Reads a request; None at the end of the connection, `InvalidInput` for what is no HTTP.
     fn read_request(&mut self) -> io::Result<Option<Request>> {
-        let head = loop {
-            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
-                break self.take(end + 4);
+        let garbage = || io::Error::new(io::ErrorKind::InvalidInput, "not HTTP");
+        let end = loop {
+            if let Some(end) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break end;
             }
             if self.buffer.len() > MAX_HEAD {
                 return Err(garbage());
@@ -1384,93 +1051,30 @@ impl Connection {
                 return Ok(None);
             }
         };
-        let head = String::from_utf8(head).map_err(|_| garbage())?;
+        let head = String::from_utf8(self.buffer.drain(..end + 4).collect());
+        let head = head.map_err(|_| garbage())?;
         let mut lines = head.trim_end().split("\r\n");
         let start: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
-        let [method, path, version] = start[..] else {
+        let [method, path, "HTTP/1.0" | "HTTP/1.1"] = start[..] else {
             return Err(garbage());
         };
-        if !version.starts_with("HTTP/1.") {
-            return Err(garbage());
-        }
         let header = |line: &str| {
             let (name, value) = line.split_once(':')?;
             Some((name.to_owned(), value.trim().to_owned()))
         };
         let headers: Option<Vec<_>> = lines.map(header).collect();
+        let tls = self.tls.as_ref();
         let mut request = Request {
-            connection: self.number,
             method: method.to_owned(),
             path: path.to_owned(),
             headers: headers.ok_or_else(garbage)?,
             body: Vec::new(),
-            tls_version: None,
-            server_name: None,
+            tls_version: tls.and_then(|tls| tls.protocol_version()).map(|it| format!("{it:?}")),
+            server_name: tls.and_then(|tls| tls.server_name()).map(str::to_owned),
         };
-        if let Transport::Tls(tls) = &self.transport {
-            let version = tls.conn.protocol_version();
-            request.tls_version = version.map(|version| format!("{version:?}"));
-            request.server_name = tls.conn.server_name().map(str::to_owned);
-        }
-        Ok(self.read_body(&request)?.map(|body| Request { body, ..request }))
-    }
-
-    /// Reads the body of a request; None where the connection ends too early.
-    fn read_body(&mut self, request: &Request) -> io::Result<Option<Vec<u8>>> {
-        let encoding = request.header("transfer-encoding").unwrap_or_default();
-        if encoding.eq_ignore_ascii_case("chunked") {
-            return self.read_chunks();
-        }
-        let length = request.header("content-length").unwrap_or("0");
-        let length = length.parse().map_err(|_| garbage())?;
-        self.read_bytes(length)
-    }
-
-    fn read_chunks(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut body = Vec::new();
-        loop {
-            let Some(line) = self.read_line()? else {
-                return Ok(None);
-            };
-            let size = line.split(';').next().unwrap_or_default().trim();
-            let size = usize::from_str_radix(size, 16).map_err(|_| garbage())?;
-            if size == 0 {
-                break;
-            }
-            let Some(chunk) = self.read_bytes(size)? else {
-                return Ok(None);
-            };
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_BODY || self.read_line()?.is_none_or(|line| !line.is_empty()) {
-                return Err(garbage());
-            }
-        }
-        // Trailers, up to the empty line.
-        while let Some(line) = self.read_line()? {
-            if line.is_empty() {
-                return Ok(Some(body));
-            }
-        }
-        Ok(None)
-    }
-
-    fn read_line(&mut self) -> io::Result<Option<String>> {
-        loop {
-            if let Some(end) = find(&self.buffer, b"\r\n") {
-                let line = self.take(end + 2);
-                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
-            }
-            if self.buffer.len() > MAX_HEAD {
-                return Err(garbage());
-            }
-            if !self.fill()? {
-                return Ok(None);
-            }
-        }
-    }
-
-    fn read_bytes(&mut self, length: usize) -> io::Result<Option<Vec<u8>>> {
-        if length > MAX_BODY {
+        let length: usize =
+            request.header("content-length").unwrap_or("0").parse().map_err(|_| garbage())?;
+        if length > MAX_BODY || request.header("transfer-encoding").is_some() {
             return Err(garbage());
         }
         while self.buffer.len() < length {
@@ -1478,34 +1082,57 @@ impl Connection {
                 return Ok(None);
             }
         }
-        Ok(Some(self.take(length)))
-    }
-
-    fn take(&mut self, length: usize) -> Vec<u8> {
-        self.buffer.drain(..length).collect()
+        request.body = self.buffer.drain(..length).collect();
+        Ok(Some(request))
     }
 
     /// Reads what there is; false at the end of the connection.
     fn fill(&mut self) -> io::Result<bool> {
         let mut bytes = [0; 16 * 1024];
-        let count = self.transport.read(&mut bytes)?;
+        let count = match &mut self.tls {
+            None => self.socket.read(&mut bytes),
+            Some(tls) => rustls::Stream::new(tls, &mut self.socket).read(&mut bytes),
+        }?;
         self.buffer.extend_from_slice(&bytes[..count]);
         Ok(count > 0)
+    }
+
+    /// Sends all of it; gives whether the client took it, as far as one can tell.
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let written = match &mut self.tls {
+            None => self.socket.write_all(bytes),
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(tls, &mut self.socket);
+                stream.write_all(bytes).and_then(|()| stream.flush())
+            }
+        };
+        written.is_ok()
+    }
+
+    /// Sends a reply in its framing; gives whether the connection goes on.
+    fn send(&mut self, reply: &Reply, close: bool) -> bool {
+        let bytes = reply.to_bytes();
+        match reply.framing {
+            Framing::Length | Framing::Chunked if !close => return self.write(&bytes),
+            Framing::Length | Framing::Chunked | Framing::CloseDelimited => self.finish(&bytes),
+            Framing::Unended(_) => {
+                self.write(&bytes);
+                self.wait_for_end();
+            }
+            _ => _ = self.write(&bytes),
+        }
+        false
     }
 
     /// Sends the last bytes and ends the connection in good order.
     fn finish(&mut self, bytes: &[u8]) {
         // The client may be gone already, and that is its own affair.
-        drop(self.transport.write_all(bytes));
-        if let Transport::Tls(tls) = &mut self.transport {
-            tls.conn.send_close_notify();
+        self.write(bytes);
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            self.write(b"");
         }
-        drop(self.transport.flush());
-        let socket = match &self.transport {
-            Transport::Plain(socket) => socket,
-            Transport::Tls(tls) => &tls.sock,
-        };
-        drop(socket.stream.shutdown(Shutdown::Write));
+        drop(self.socket.stream.shutdown(Shutdown::Write));
     }
 
     /// Reads, and forgets, until the client or the server ends.
@@ -1516,14 +1143,6 @@ impl Connection {
     }
 }
 
-fn garbage() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "not HTTP")
-}
-
-fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
-    text.windows(pattern.len()).position(|window| window == pattern)
-}
-
 /// Accepts connections on a thread of its own, and ends them all when dropped.
 struct Listener {
     address: SocketAddr,
@@ -1531,35 +1150,40 @@ struct Listener {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What tells the threads of a listener to end.
+/// What tells the threads of a listener to wait or to end.
 #[derive(Default)]
 struct Stop {
-    stopped: Mutex<bool>,
+    gate: Mutex<Gate>,
     wake: Condvar,
     open: Mutex<HashMap<usize, TcpStream>>,
     ended: Condvar,
     accepted: Mutex<usize>,
 }
 
+struct Gate {
+    stopped: bool,
+    /// The first request that has to wait.
+    held_from: usize,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { stopped: false, held_from: usize::MAX }
+    }
+}
+
 impl Stop {
-    /// Waits this long, or until stopped; gives whether it was stopped.
-    fn wait(&self, duration: Duration) -> bool {
-        let end = Instant::now() + duration;
-        let mut stopped = lock(&self.stopped);
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if *stopped || left.is_zero() {
-                return *stopped;
-            }
-            let waited = self.wake.wait_timeout(stopped, left);
-            stopped = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Waits this long, while this holds, or until stopped; gives whether it was stopped.
+    fn wait(&self, limit: Duration, holds: impl Fn(&Gate) -> bool) -> bool {
+        let waits = |gate: &mut Gate| !gate.stopped && holds(gate);
+        let waited = self.wake.wait_timeout_while(lock(&self.gate), limit, waits);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 }
 
 impl Listener {
-    /// Serves each connection to this port of 127.0.0.1 on a thread of its own.
-    fn start(port: u16, serve: impl Fn(TcpStream, usize, &Stop) + Send + Sync + 'static) -> Self {
+    /// Serves each connection to this port of 127.0.0.1 on a thread of its own, with its number.
+    fn start(port: u16, serve: impl Fn((TcpStream, usize), &Stop) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port))
             .unwrap_or_else(|error| panic!("port {port}: {error}"));
         let address = listener.local_addr().expect("address of the listener");
@@ -1568,22 +1192,19 @@ impl Listener {
         let accepting = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
-                if *lock(&accepting.stopped) {
+                if lock(&accepting.gate).stopped {
                     return;
                 }
                 // A client that gave up between connect and accept.
                 let Ok(stream) = stream else { continue };
-                let number = {
-                    let mut accepted = lock(&accepting.accepted);
-                    *accepted += 1;
-                    *accepted
-                };
+                *lock(&accepting.accepted) += 1;
+                let number = *lock(&accepting.accepted);
                 if let Ok(clone) = stream.try_clone() {
                     lock(&accepting.open).insert(number, clone);
                 }
                 let (serve, stop) = (Arc::clone(&serve), Arc::clone(&accepting));
                 thread::spawn(move || {
-                    serve(stream, number, &stop);
+                    serve((stream, number), &stop);
                     lock(&stop.open).remove(&number);
                     stop.ended.notify_all();
                 });
@@ -1591,11 +1212,16 @@ impl Listener {
         });
         Self { address, stop, thread: Some(thread) }
     }
+
+    /// How many connections were accepted.
+    fn accepted(&self) -> usize {
+        *lock(&self.stop.accepted)
+    }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        *lock(&self.stop.stopped) = true;
+        lock(&self.stop.gate).stopped = true;
         self.stop.wake.notify_all();
         // Wakes the accepting thread, which then sees that it is over.
         drop(TcpStream::connect(self.address));
