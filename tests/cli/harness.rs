@@ -1,7 +1,8 @@
 //! What every test here uses: a folder of its own, a run of the binary, and what came of it.
 //!
-//! Each run that is waited for is held to what holds for all runs: an exit status of 0 to 6, stderr
-//! in the documented form, no secret on stderr, no secret but the access token on stdout.
+//! Each run that is waited for is held to what holds for all runs: an exit status of 0 to 6, or that
+//! of a signal that was sent, stderr in the documented form, no secret on stderr, no secret but the
+//! access token on stdout.
 
 // Each module uses its own part.
 #![allow(dead_code)]
@@ -12,7 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, PipeWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -116,6 +117,13 @@ impl Drop for TempDir {
 pub fn set_mode(path: &Path, mode: u32) {
     let done = fs::set_permissions(path, fs::Permissions::from_mode(mode));
     done.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// Sets when a path was last written, so long ago.
+pub fn set_age(path: &Path, age: Duration) {
+    let file = fs::File::options().write(true).open(path);
+    let set = file.and_then(|file| file.set_modified(SystemTime::now() - age));
+    set.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 /// Whether the tests run as root; says what is skipped where they do not.
@@ -267,6 +275,13 @@ impl Scenario {
         self.dir.json(TOKEN_FILE)
     }
 
+    /// The files in the folder that hold what could not be saved, by their documented names.
+    pub fn rescued(&self) -> Vec<PathBuf> {
+        let is_rescued = |name: &&String| name.starts_with("sf-refresh-rescued-");
+        let names = self.dir.names();
+        names.iter().filter(is_rescued).map(|name| self.dir.join(name)).collect()
+    }
+
     /// A string member of the token file; panics where it is none.
     #[track_caller]
     pub fn member(&self, name: &str) -> String {
@@ -316,6 +331,7 @@ pub struct Run<'a> {
     stdout: Option<Stdio>,
     user: Option<u32>,
     secrets: Vec<String>,
+    signals: Vec<i32>,
 }
 
 impl<'a> Run<'a> {
@@ -332,6 +348,7 @@ impl<'a> Run<'a> {
             stdout: None,
             user: None,
             secrets: Vec::new(),
+            signals: Vec::new(),
         }
     }
 
@@ -549,6 +566,14 @@ impl Running<'_> {
         });
     }
 
+    /// Sends it a signal; returns once it has it.
+    pub fn signal(&mut self, number: i32) {
+        self.run.signals.push(number);
+        let words = [format!("-{number}"), self.id().to_string()];
+        let sent = Command::new("kill").args(words).status().expect("kill");
+        assert!(sent.success(), "no signal {number} for {}", self.run.shown());
+    }
+
     /// Kills it without a chance to clean up, and waits for its end.
     pub fn kill(mut self) -> ExitStatus {
         drop(self.child.kill());
@@ -645,6 +670,12 @@ impl Outcome {
         self.assert(self.status() == status, &format!("exit status is not {status}"))
     }
 
+    /// A signal ended it.
+    #[track_caller]
+    pub fn assert_ended_by(&self, signal: i32) -> &Self {
+        self.assert(self.status.signal() == Some(signal), &format!("not ended by signal {signal}"))
+    }
+
     /// Exit status 0.
     #[track_caller]
     pub fn assert_ok(&self) -> &Self {
@@ -709,7 +740,12 @@ impl Outcome {
     /// What holds for every run.
     #[track_caller]
     fn check(&self, run: &Run) {
-        self.assert((0..=6).contains(&self.status()), "exit status is none of 0 to 6");
+        let by_signal = run
+            .signals
+            .iter()
+            .any(|signal| self.status() == 128 + signal || self.status.signal() == Some(*signal));
+        let documented = (0..=6).contains(&self.status()) || by_signal;
+        self.assert(documented, "exit status is none of 0 to 6 and of no signal sent");
         self.check_form(run);
         let secrets = Secrets::of(run, self);
         for secret in &secrets.all {
@@ -744,7 +780,8 @@ impl Outcome {
             after_message = is_message;
         }
         if self.status() != 0 {
-            self.assert(!self.stderr.is_empty(), "a failure without a word");
+            let needs_word = self.status.signal().is_none();
+            self.assert(!needs_word || !self.stderr.is_empty(), "a failure without a word");
         } else if run.has('q', "--quiet")
             && !run.has('v', "--verbose")
             && !run.has('n', "--dry-run")
