@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document, wait_until};
+use crate::server::http::basic;
 use crate::server::proxy::{Proxy, ProxyConfig};
 use crate::server::{
-    CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, Versions, basic, certificate_path,
+    CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, Versions, certificate_path,
 };
 
 /// An endpoint that is not this machine by its name; a proxy's routes lead to it.

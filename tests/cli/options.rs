@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::{
     NOBODY, Outcome, Run, Scenario, TOKEN_FILE, TempDir, base64, form_encoded, is_root, now_millis,
-    set_mode, token_document,
+    set_age, set_mode, set_modified, token_document,
 };
 use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply, Tls, certificate_path};
 
@@ -593,24 +593,18 @@ fn a_token_issued_in_the_future_counts_as_old() {
     }
 }
 
-/// Sets when the token file was last written.
-fn set_modified(scenario: &Scenario, time: SystemTime) {
-    let file = fs::File::options().write(true).open(scenario.file()).expect("file");
-    file.set_modified(time).expect("a modification time");
-}
-
 #[test]
 fn a_token_that_does_not_tell_its_age_is_as_old_as_its_file() {
     let document = token_document();
     let (without, _) = document.split_once(",\n  \"issued_at\"").expect("issued_at");
     let scenario = Scenario::strict().token(format!("{without}\n}}\n"));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-    set_modified(&scenario, SystemTime::now() - Duration::from_secs(3000));
+    set_age(&scenario.file(), Duration::from_secs(3000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-    set_modified(&scenario, SystemTime::now() - Duration::from_secs(4000));
+    set_age(&scenario.file(), Duration::from_secs(4000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
     let scenario = Scenario::strict().token(format!("{without}\n}}\n"));
-    set_modified(&scenario, SystemTime::now() + Duration::from_secs(4000));
+    set_modified(&scenario.file(), SystemTime::now() + Duration::from_secs(4000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
 }
 
@@ -620,7 +614,7 @@ fn a_time_of_issue_that_cannot_be_read_leaves_the_age_of_the_file() {
         let document = token_document().replace("\"1700000000000\"", value);
         let scenario = Scenario::strict().token(document);
         scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-        set_modified(&scenario, SystemTime::now() - Duration::from_secs(4000));
+        set_age(&scenario.file(), Duration::from_secs(4000));
         scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
     }
 }

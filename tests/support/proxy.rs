@@ -5,7 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use super::{Connection, Listener, Reply, Request, basic, lock};
+use super::http::{Connection, Request, basic};
+use super::{Listener, Reply, lock};
 
 settings! {
     /// What a [`Proxy`] does; by default it connects everyone to any loopback address.
