@@ -23,11 +23,16 @@ stand-in: a token endpoint for tests
       --rotate, --no-rotate
                            give a new refresh token with every grant (default: no)
       --refuse-parallel    refuse a request while another is being processed
+      --think MS           wait between reading a request and processing it
       --delay MS           wait between processing and answering
+      --grace MS           take the token before for so long after a rotation
+      --lose N             process the first N grants, and close without an answer
+      --lose-unseen N      close after the first N requests without processing them
       --client-id ID       the client that --strict knows
       --client-secret S    the secret that --strict demands
       --refresh-token T    the first live refresh token
-      --state FILE         write the live tokens there before every answer
+      --state FILE         write the live tokens there for each request, before
+                           it is processed and before it is answered
       --port-file FILE     write the endpoint URL there when listening
       --log FILE           append a line for every request
       --forever            go on when stdin ends
@@ -77,7 +82,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 /// Reads the command line; None where it asks for help.
 fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
     let mut oauth = OAuth::new().rotate(false);
-    let (mut port, mut tls, mut log, mut port_file) = (0, None, None, None);
+    let (mut port, mut tls, mut log, mut port_file) = (0_u16, None, None, None);
     let (mut strict, mut forever) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -86,14 +91,16 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             Long("strict") => strict = true,
             Long("rotate") => oauth = oauth.rotate(true),
             Long("no-rotate") => oauth = oauth.rotate(false),
-            Long("refuse-parallel") => oauth = oauth.refuse_parallel(),
-            Long("delay") => {
-                oauth = oauth.delay(Duration::from_millis(parser.value()?.parse()?));
-            }
-            Long("client-id") => oauth = oauth.client_id(&parser.value()?.string()?),
-            Long("client-secret") => oauth = oauth.client_secret(&parser.value()?.string()?),
-            Long("refresh-token") => oauth = oauth.refresh_token(&parser.value()?.string()?),
-            Long("state") => oauth = oauth.state_file(parser.value()?),
+            Long("refuse-parallel") => oauth = oauth.refuse_parallel(true),
+            Long("think") => oauth = oauth.think(millis(&mut parser)?),
+            Long("delay") => oauth = oauth.delay(millis(&mut parser)?),
+            Long("grace") => oauth = oauth.grace(millis(&mut parser)?),
+            Long("lose") => oauth = oauth.lose_replies(parser.value()?.parse::<usize>()?),
+            Long("lose-unseen") => oauth = oauth.lose_unseen(parser.value()?.parse::<usize>()?),
+            Long("client-id") => oauth = oauth.client_id(parser.value()?.string()?),
+            Long("client-secret") => oauth = oauth.client_secret(parser.value()?.string()?),
+            Long("refresh-token") => oauth = oauth.refresh_token(parser.value()?.string()?),
+            Long("state") => oauth = oauth.state_file(PathBuf::from(parser.value()?)),
             Long("port-file") => port_file = Some(PathBuf::from(parser.value()?)),
             Long("log") => log = Some(PathBuf::from(parser.value()?)),
             Long("forever") => forever = true,
@@ -101,15 +108,12 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             _ => return Err(argument.unexpected()),
         }
     }
-    if !strict {
-        oauth = oauth.lenient();
-    }
-    let mut config = Config::oauth(oauth).port(port);
-    if let Some(tls) = tls {
-        config = config.tls(tls);
-    }
-    if let Some(log) = log {
-        config = config.log(log);
-    }
+    let oauth = oauth.lenient(!strict);
+    let config = Config::oauth(oauth).port(port).tls(tls).log(log);
     Ok(Some(Options { config, port_file, forever }))
+}
+
+/// The value of an option in milliseconds.
+fn millis(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    Ok(Duration::from_millis(parser.value()?.parse()?))
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::harness::{
-    Gate, OLD_ACCESS_TOKEN, Outcome, Run, Scenario, TOKEN_FILE, TempDir, now_millis, token_document,
+    OLD_ACCESS_TOKEN, Outcome, Run, Running, Scenario, TOKEN_FILE, now_millis, token_document,
 };
 use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply};
 
@@ -14,11 +14,11 @@ const COUNT: usize = 20;
 /// What a run that waits for another says with `-v`.
 const WAITING: &str = "waiting for another run";
 
-/// Starts a run on each of these names at once, and waits for them all.
+/// Starts so many runs at once, each with its number, and waits for them all.
 #[track_caller]
-fn all_at_once<'a>(scenario: &Scenario, names: impl Iterator<Item = &'a str>) -> Vec<Outcome> {
-    let runs: Vec<_> = names.map(|name| scenario.command().arg(name).start()).collect();
-    runs.into_iter().map(|run| run.wait()).collect()
+fn all_at_once<'a>(run: impl Fn(usize) -> Run<'a>) -> Vec<Outcome> {
+    let runs: Vec<_> = (0..COUNT).map(|number| run(number).start()).collect();
+    runs.into_iter().map(Running::wait).collect()
 }
 
 /// Every run succeeded, and printed a token that was granted.
@@ -38,29 +38,32 @@ fn assert_all_served(scenario: &Scenario, outcomes: &[Outcome]) {
 #[test]
 fn twenty_runs_at_once_are_all_served_and_no_refresh_token_is_used_twice() {
     let scenario = Scenario::strict();
-    let outcomes = all_at_once(&scenario, [TOKEN_FILE].into_iter().cycle().take(COUNT));
+    let outcomes = all_at_once(|_| scenario.command().arg(TOKEN_FILE));
     assert_all_served(&scenario, &outcomes);
     assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+}
+
+/// Runs at once by the name of the token file and by another one are all served.
+#[track_caller]
+fn assert_both_names_are_served(scenario: &Scenario, other: &str) {
+    let name = |number| if number % 2 == 0 { TOKEN_FILE } else { other };
+    let outcomes = all_at_once(|number| scenario.command().arg(name(number)));
+    assert_all_served(scenario, &outcomes);
+    assert_eq!(scenario.dir.names(), [other, TOKEN_FILE]);
 }
 
 #[test]
 fn runs_at_once_by_different_names_of_a_file_are_all_served() {
     let scenario = Scenario::strict();
     symlink(TOKEN_FILE, scenario.dir.join("link.json")).expect("a symlink");
-    let outcomes =
-        all_at_once(&scenario, [TOKEN_FILE, "link.json"].into_iter().cycle().take(COUNT));
-    assert_all_served(&scenario, &outcomes);
-    assert_eq!(scenario.dir.names(), ["link.json", TOKEN_FILE]);
+    assert_both_names_are_served(&scenario, "link.json");
 }
 
 #[test]
 fn runs_at_once_on_a_file_that_is_saved_in_place_are_all_served() {
     let scenario = Scenario::strict();
     fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
-    let outcomes =
-        all_at_once(&scenario, [TOKEN_FILE, "other.json"].into_iter().cycle().take(COUNT));
-    assert_all_served(&scenario, &outcomes);
-    assert_eq!(scenario.dir.names(), ["other.json", TOKEN_FILE]);
+    assert_both_names_are_served(&scenario, "other.json");
 }
 
 #[test]
@@ -68,9 +71,7 @@ fn runs_at_once_that_make_the_file_are_all_served() {
     let scenario = Scenario::strict();
     fs::remove_file(scenario.file()).expect("to remove the file");
     let url = format!("force://{CLIENT_ID}::{REFRESH_TOKEN}@x.test");
-    let run = || scenario.command().arg(TOKEN_FILE).env("SFDX_AUTH_URL", &url).start();
-    let runs: Vec<_> = (0..COUNT).map(|_| run()).collect();
-    let outcomes: Vec<_> = runs.into_iter().map(|run| run.wait()).collect();
+    let outcomes = all_at_once(|_| scenario.command().arg(TOKEN_FILE).env("SFDX_AUTH_URL", &url));
     assert_all_served(&scenario, &outcomes);
     assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
@@ -78,10 +79,8 @@ fn runs_at_once_that_make_the_file_are_all_served() {
 #[test]
 fn twenty_runs_at_once_that_mind_the_age_send_one_request() {
     let scenario = Scenario::strict();
-    let run = || scenario.command().args(["--if-older-than", "1h", TOKEN_FILE]).start();
-    let runs: Vec<_> = (0..COUNT).map(|_| run()).collect();
-    for run in runs {
-        let outcome = run.wait();
+    let run = |_| scenario.command().args(["--if-older-than", "1h", TOKEN_FILE]);
+    for outcome in all_at_once(run) {
         outcome.assert_ok();
         assert_eq!(Some(outcome.text().trim_end()), scenario.server.live_access_token().as_deref());
     }
@@ -119,59 +118,53 @@ fn a_lock_that_is_given_up_is_taken() {
     scenario.assert_in_step();
 }
 
+/// Starts a run whose request the endpoint holds, and one that waits for it.
+#[track_caller]
+fn one_behind_the_other(scenario: &Scenario) -> [Running<'_>; 2] {
+    let start = || scenario.command().args(["-v", TOKEN_FILE]).start();
+    scenario.server.hold_from(1);
+    let first = start();
+    scenario.wait_for_posts(1);
+    let second = start();
+    second.wait_for(WAITING);
+    [first, second]
+}
+
+/// A grant of new tokens.
+fn grant() -> Reply {
+    Reply::grant("AT-new-one", Some("RT-new-one"))
+}
+
 #[test]
 fn a_token_that_another_run_renewed_meanwhile_is_adopted() {
-    let dir = TempDir::new();
-    dir.write(TOKEN_FILE, token_document());
-    let gate = Gate::new();
-    let start = |option: &str| {
-        Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), option, TOKEN_FILE]).start()
-    };
-    let first = start("-q");
-    let held = gate.request();
-    let second = start("-v");
-    second.wait_for(WAITING);
-    held.answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
+    let scenario = Scenario::scripted([grant(), Reply::html(404)]);
+    let [first, second] = one_behind_the_other(&scenario);
+    scenario.server.release();
     first.wait().assert_ok().assert_stdout("AT-new-one\n");
-    // A second request would find nobody who answers.
     let second = second.wait();
     second.assert_ok().assert_stdout("AT-new-one\n").assert_says("renewed by another run");
-    assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+    assert_eq!(scenario.server.posts(), 1);
+    assert_eq!(scenario.member("refresh_token"), "RT-new-one");
 }
 
 #[test]
 fn a_run_that_waited_for_one_that_failed_asks_for_itself() {
-    let dir = TempDir::new();
-    dir.write(TOKEN_FILE, token_document());
-    let gate = Gate::new();
-    let start = |option: &str| {
-        Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), option, TOKEN_FILE]).start()
-    };
-    let first = start("-q");
-    let held = gate.request();
-    let second = start("-v");
-    second.wait_for(WAITING);
-    held.answer(400, r#"{"error":"invalid_client_id"}"#);
+    let scenario = Scenario::scripted([Reply::error(400, "invalid_client_id", ""), grant()]);
+    let [first, second] = one_behind_the_other(&scenario);
+    scenario.server.release();
     first.wait().assert_status(5);
-    gate.request().answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
     second.wait().assert_ok().assert_stdout("AT-new-one\n");
+    assert_eq!(scenario.server.posts(), 2);
 }
 
 #[test]
 fn the_death_of_a_run_frees_the_file() {
-    let dir = TempDir::new();
-    dir.write(TOKEN_FILE, token_document());
-    let gate = Gate::new();
-    let start =
-        || Run::new(&dir).args(["-i", CLIENT_ID, "-e", &gate.url(), "-v", TOKEN_FILE]).start();
-    let first = start();
-    let _held = gate.request();
-    let second = start();
-    second.wait_for(WAITING);
+    let scenario = Scenario::scripted([Reply::hang(), grant()]);
+    let [first, second] = one_behind_the_other(&scenario);
     first.kill();
-    gate.request().answer(200, r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#);
+    scenario.server.release();
     second.wait().assert_ok().assert_stdout("AT-new-one\n");
-    assert_eq!(dir.names(), [TOKEN_FILE]);
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
 
 #[test]
@@ -190,7 +183,7 @@ fn a_file_put_in_place_while_a_run_waits_is_the_one_it_goes_on_with() {
 }
 
 #[test]
-fn a_file_put_in_place_with_the_same_access_token_is_renewed_and_not_the_old_one() {
+fn a_file_put_in_place_with_the_same_access_token_is_the_one_renewed() {
     let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token("RT-put-in-place")));
     let lock = locked(&scenario);
     let run = scenario.command().args(["-v", TOKEN_FILE]).start();

@@ -1,12 +1,13 @@
 //! What help, README and the code say about each other, and which crates are in the binary.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Run, TempDir};
-
-const SOURCE: &str = include_str!("../../src/main.rs");
+use crate::harness::{Run, Scenario, TOKEN_FILE, TempDir};
+use crate::server::CLIENT_ID;
 
 /// Every crate in the binary. A new one is a decision, and this list the place to take it.
 const CRATES: [&str; 32] = [
@@ -73,15 +74,25 @@ fn variables(text: &str) -> BTreeSet<String> {
     words.filter(is_variable).filter(|word| !printed.contains(word)).map(str::to_owned).collect()
 }
 
-/// What comes between a text and the next quote in the source, for each place where it is.
-fn quoted_after(start: &str) -> BTreeSet<String> {
-    let rest = SOURCE.split(start).skip(1);
-    rest.filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
+/// The options that the help lists, each as it is written there: `-s, --long` or `--long`.
+fn listed_options() -> Vec<String> {
+    let help = help();
+    let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let name = |line: &str| {
+        let mut words = line.split(' ');
+        let first = words.next().unwrap_or_default();
+        match first.ends_with(',') {
+            true => format!("{first} {}", words.next().unwrap_or_default()),
+            false => first.to_owned(),
+        }
+    };
+    lines.map(name).collect()
 }
 
-/// The options that the parser takes.
-fn parsed_options() -> BTreeSet<String> {
-    quoted_after("Long(\"").into_iter().map(|name| format!("--{name}")).collect()
+/// Whether the parser knows an option of this name.
+fn is_known(option: &str) -> bool {
+    let dir = TempDir::new();
+    !Run::new(&dir).arg(option).run().stderr.contains("unknown option")
 }
 
 /// The first cells of the README's tables, and the rest of their rows.
@@ -95,49 +106,46 @@ fn option_rows() -> Vec<(String, String)> {
 }
 
 #[test]
-fn help_lists_exactly_the_options_that_the_parser_takes() {
-    let help = help();
-    let lines = help.lines().filter(|line| line.trim_start().starts_with('-'));
-    let listed = lines.flat_map(|line| long_options(line.trim_start())).collect::<BTreeSet<_>>();
-    assert_eq!(listed, parsed_options());
-    assert_eq!(listed, long_options(&help), "help speaks of an option that it does not list");
-}
-
-#[test]
-fn the_readme_lists_exactly_the_options_that_the_parser_takes() {
-    let rows = option_rows();
-    let options = rows.iter().filter(|(first, _)| first.starts_with("`-"));
-    let listed = options.flat_map(|(first, _)| long_options(first)).collect::<BTreeSet<_>>();
-    assert_eq!(listed, parsed_options());
-}
-
-#[test]
-fn help_and_readme_give_the_same_short_options_as_the_parser() {
-    let parsed = SOURCE.split("Short('").skip(1).filter_map(|rest| {
-        let (short, rest) = rest.split_once("') | Long(\"")?;
-        let (long, _) = rest.split_once('"')?;
-        Some(format!("-{short}, --{long}"))
-    });
-    let (help, rows) = (help(), option_rows());
-    let mut count = 0;
-    for pair in parsed {
-        assert!(help.contains(&format!("  {pair} ")), "{pair} is not in the help");
-        let in_row = rows.iter().any(|(first, _)| {
-            first.strip_prefix(&format!("`{pair}")).is_some_and(|rest| rest.starts_with(['`', ' ']))
-        });
-        assert!(in_row, "{pair} is not in the README");
-        count += 1;
+fn the_parser_takes_every_option_in_the_help_and_no_other_letter() {
+    let listed = listed_options();
+    assert!(listed.len() >= 16, "{listed:?}");
+    let words: BTreeSet<_> = listed.iter().flat_map(|option| option.split(", ")).collect();
+    for word in &words {
+        assert!(is_known(word), "{word} is in the help alone");
     }
-    assert_eq!(count, SOURCE.matches("Short('").count(), "a short option without a long one");
+    for letter in ('a'..='z').chain('A'..='Z').chain('0'..='9') {
+        let option = format!("-{letter}");
+        let in_help = words.contains(&&*option);
+        assert_eq!(is_known(&option), in_help, "{option} in parser and help");
+    }
+    let long = words.iter().filter(|word| word.starts_with("--")).map(|word| (*word).to_owned());
+    let spoken_of = long_options(&help());
+    assert_eq!(spoken_of, long.collect(), "help speaks of an option that it does not list");
 }
 
 #[test]
-fn help_and_readme_name_every_variable_that_is_read() {
-    let read: BTreeSet<_> = variables(SOURCE);
-    assert!(read.len() >= 8, "{read:?}");
-    assert_eq!(variables(&help()), read);
+fn the_readme_lists_exactly_the_options_of_the_help() {
+    let rows = option_rows().into_iter().filter_map(|(first, _)| {
+        let option = first.strip_prefix('`')?.split('`').next()?.to_owned();
+        let words: Vec<_> = option.split(' ').take_while(|word| word.starts_with('-')).collect();
+        (!words.is_empty()).then(|| words.join(" "))
+    });
+    assert_eq!(rows.collect::<BTreeSet<_>>(), listed_options().into_iter().collect());
+}
+
+#[test]
+fn help_and_readme_name_the_same_variables_and_each_is_read() {
+    let named = variables(&help());
+    assert!(named.len() >= 8, "{named:?}");
     let rows = option_rows().into_iter().map(|(first, rest)| format!("{first} {rest}"));
-    assert_eq!(rows.flat_map(|row| variables(&row)).collect::<BTreeSet<_>>(), read);
+    assert_eq!(rows.flat_map(|row| variables(&row)).collect::<BTreeSet<_>>(), named);
+    // What NO_PROXY does is seen in the tests of proxies: no value of it is refused.
+    for name in named.iter().filter(|name| *name != "NO_PROXY") {
+        let scenario = Scenario::strict();
+        let given: &[_] = if name == "SF_CLIENT_ID" { &[] } else { &["-i", CLIENT_ID] };
+        let run = scenario.bare().env(name, OsStr::from_bytes(b"/no\xff")).args(given);
+        run.arg(TOKEN_FILE).run().assert_failed_unsent(2).assert_says(name);
+    }
 }
 
 #[test]
@@ -150,7 +158,7 @@ fn help_and_readme_tell_every_exit_status() {
 }
 
 #[test]
-fn the_readme_names_the_version_of_rust_and_the_licence_that_the_manifest_has() {
+fn the_readme_names_rust_version_and_licence_as_the_manifest_does() {
     let (readme, manifest) = (project_file("README.md"), project_file("Cargo.toml"));
     let value = |name: &str| {
         let line = manifest.lines().find_map(|line| line.strip_prefix(&format!("{name} = \"")));

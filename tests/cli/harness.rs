@@ -1,29 +1,29 @@
 //! What every test here uses: a folder of its own, a run of the binary, and what came of it.
 //!
-//! Each run that is waited for is held to what holds for all runs: an exit status of 0 to 6, stderr
-//! in the documented form, no secret on stderr, no secret but the access token on stdout.
+//! Each run that is waited for is held to what holds for all runs: an exit status of 0 to 6, or that
+//! of a signal that was sent, stderr in the documented form, no secret on stderr, no secret but the
+//! access token on stdout.
 
 // Each module uses its own part.
 #![allow(dead_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::fs;
-use std::io::{ErrorKind, PipeWriter, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+use std::io::{PipeWriter, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::folder::Snapshot;
+pub use crate::folder::{TempDir, is_root, now_millis, set_age, set_mode, set_modified};
+use crate::secrets::Secrets;
+pub use crate::server::http::{base64, form_encoded};
 use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server};
 
 /// The name of the token file of a [`Scenario`].
@@ -35,194 +35,6 @@ pub const NOBODY: u32 = 65_534;
 
 /// How long a run may take before it counts as stuck; no test waits for it.
 const WATCHDOG: Duration = Duration::from_secs(120);
-
-// ---- A folder ----
-
-/// A folder of its own, removed in the end.
-pub struct TempDir {
-    path: PathBuf,
-}
-
-impl TempDir {
-    /// Makes an empty one that every user can look into.
-    pub fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("sf-refresh-test-{}-{count}", std::process::id());
-        let parent = fs::canonicalize(std::env::temp_dir()).expect("the folder for such");
-        let path = parent.join(name);
-        drop(fs::remove_dir_all(&path));
-        fs::create_dir(&path).expect("a new folder");
-        set_mode(&path, 0o755);
-        Self { path }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The path of a name in it.
-    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.path.join(name)
-    }
-
-    /// Writes a file and gives its path.
-    pub fn write(&self, name: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.join(name);
-        fs::write(&path, bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        path
-    }
-
-    pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
-        let path = self.join(name);
-        fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-    }
-
-    /// The JSON in a file.
-    pub fn json(&self, name: impl AsRef<Path>) -> Value {
-        let bytes = self.read(name);
-        let text = String::from_utf8_lossy(&bytes);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in {text:?}"))
-    }
-
-    /// The names in it, sorted.
-    pub fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.path).expect("folder");
-        let name = |entry: std::io::Result<fs::DirEntry>| {
-            entry.expect("entry").file_name().to_string_lossy().into_owned()
-        };
-        let mut names: Vec<_> = entries.map(name).collect();
-        names.sort();
-        names
-    }
-
-    /// Everything in it, as it is now.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.add(&self.path, Path::new(""));
-        snapshot
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // A test may have closed it even to its owner.
-        drop(fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)));
-        drop(fs::remove_dir_all(&self.path));
-    }
-}
-
-/// Sets the permission bits of a path.
-pub fn set_mode(path: &Path, mode: u32) {
-    let done = fs::set_permissions(path, fs::Permissions::from_mode(mode));
-    done.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-}
-
-/// Whether the tests run as root; says what is skipped where they do not.
-pub fn is_root(what: &str) -> bool {
-    let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
-    if !root {
-        eprintln!("skipped: {what} (not root)");
-    }
-    root
-}
-
-/// Milliseconds since 1970, as `issued_at` has them.
-pub fn now_millis() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-    u64::try_from(now.as_millis()).expect("a clock before the year 584556019")
-}
-
-/// A folder's files as they were at one time.
-#[derive(Default)]
-pub struct Snapshot {
-    entries: BTreeMap<PathBuf, Entry>,
-}
-
-/// What must not change in a failing run.
-#[derive(PartialEq)]
-struct Entry {
-    kind: &'static str,
-    bytes: Vec<u8>,
-    link: Option<PathBuf>,
-    mode: u32,
-    owner: (u32, u32),
-    links: u64,
-    inode: u64,
-    modified: Option<SystemTime>,
-}
-
-impl Snapshot {
-    /// Adds what is in a folder; what other runs remove meanwhile is left out.
-    fn add(&mut self, folder: &Path, prefix: &Path) {
-        let Ok(entries) = fs::read_dir(folder) else { return };
-        for entry in entries.flatten() {
-            let (path, name) = (entry.path(), prefix.join(entry.file_name()));
-            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-            if metadata.is_dir() {
-                self.add(&path, &name);
-            }
-            self.entries.insert(name, Entry::new(&path, &metadata));
-        }
-    }
-
-    /// What differs from another one, a line each.
-    fn differences(&self, after: &Self) -> String {
-        let names: BTreeSet<_> = self.entries.keys().chain(after.entries.keys()).collect();
-        let mut text = String::new();
-        for name in names {
-            let line = match (self.entries.get(name), after.entries.get(name)) {
-                (Some(_), None) => "is gone".to_owned(),
-                (None, Some(_)) => "is new".to_owned(),
-                (Some(one), Some(other)) if one != other => one.difference(other),
-                _ => continue,
-            };
-            let _ = writeln!(text, "{}: {line}", name.display());
-        }
-        text
-    }
-
-    /// The text of each file.
-    fn texts(&self) -> impl Iterator<Item = String> {
-        self.entries.values().map(|entry| String::from_utf8_lossy(&entry.bytes).into_owned())
-    }
-}
-
-impl Entry {
-    fn new(path: &Path, metadata: &fs::Metadata) -> Self {
-        let is_file = metadata.is_file();
-        Self {
-            kind: match (is_file, metadata.is_dir()) {
-                (true, _) => "file",
-                (_, true) => "folder",
-                _ => "something else",
-            },
-            bytes: if is_file { fs::read(path).unwrap_or_default() } else { Vec::new() },
-            link: fs::read_link(path).ok(),
-            mode: metadata.mode(),
-            owner: (metadata.uid(), metadata.gid()),
-            links: if is_file { metadata.nlink() } else { 0 },
-            inode: metadata.ino(),
-            modified: metadata.modified().ok().filter(|_| is_file),
-        }
-    }
-
-    /// What changed, in words.
-    fn difference(&self, other: &Self) -> String {
-        let parts = [
-            (self.kind != other.kind, "kind"),
-            (self.bytes != other.bytes, "bytes"),
-            (self.link != other.link, "target"),
-            (self.mode != other.mode, "mode"),
-            (self.owner != other.owner, "owner"),
-            (self.links != other.links, "number of links"),
-            (self.inode != other.inode, "inode"),
-            (self.modified != other.modified, "modification time"),
-        ];
-        let changed: Vec<_> = parts.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
-        format!("changed in {}", changed.join(", "))
-    }
-}
 
 // ---- A token file and its endpoint ----
 
@@ -282,9 +94,22 @@ impl Scenario {
         self.dir.join(format!(".{TOKEN_FILE}.sf-refresh"))
     }
 
+    /// Waits until so many requests have come in.
+    #[track_caller]
+    pub fn wait_for_posts(&self, count: usize) {
+        wait_until(&format!("{count} requests"), || self.server.posts() == count);
+    }
+
     /// What the token file holds now.
     pub fn document(&self) -> Value {
         self.dir.json(TOKEN_FILE)
+    }
+
+    /// The files in the folder that hold what could not be saved, by their documented names.
+    pub fn rescued(&self) -> Vec<PathBuf> {
+        let is_rescued = |name: &&String| name.starts_with("sf-refresh-rescued-");
+        let names = self.dir.names();
+        names.iter().filter(is_rescued).map(|name| self.dir.join(name)).collect()
     }
 
     /// A string member of the token file; panics where it is none.
@@ -327,15 +152,16 @@ pub fn token_document() -> String {
 /// A run of the binary with an empty environment.
 pub struct Run<'a> {
     dir: &'a TempDir,
-    server: Option<&'a Server>,
+    pub server: Option<&'a Server>,
     through: Vec<OsString>,
-    args: Vec<OsString>,
-    env: Vec<(OsString, OsString)>,
+    pub args: Vec<OsString>,
+    pub env: Vec<(OsString, OsString)>,
     cwd: PathBuf,
-    stdin: Vec<u8>,
+    pub stdin: Vec<u8>,
     stdout: Option<Stdio>,
     user: Option<u32>,
-    secrets: Vec<String>,
+    pub secrets: Vec<String>,
+    signals: Vec<i32>,
 }
 
 impl<'a> Run<'a> {
@@ -352,6 +178,7 @@ impl<'a> Run<'a> {
             stdout: None,
             user: None,
             secrets: Vec::new(),
+            signals: Vec::new(),
         }
     }
 
@@ -510,35 +337,34 @@ pub fn full_device() -> fs::File {
 
 /// A stream that is read to its end on a thread of its own.
 struct Collected {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    ended: Receiver<()>,
+    bytes: RefCell<Vec<u8>>,
+    chunks: Receiver<Vec<u8>>,
 }
 
 impl Collected {
     fn start(mut stream: impl Read + Send + 'static) -> Self {
-        let (sender, ended) = mpsc::channel();
-        let bytes = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&bytes);
+        let (sender, chunks) = mpsc::channel();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                let read = &buffer[..count];
-                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(read);
+                // The run may have been killed, and nobody waits.
+                let _ = sender.send(buffer[..count].to_vec());
             }
-            // The run may have been killed, and nobody waits.
-            let _ = sender.send(());
         });
-        Self { bytes, ended }
+        Self { bytes: RefCell::default(), chunks }
     }
 
-    /// What was read so far.
-    fn so_far(&self) -> Vec<u8> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// All of it; nothing where it does not end.
-    fn all(&self) -> Option<Vec<u8>> {
-        self.ended.recv_timeout(WATCHDOG).ok().map(|()| self.so_far())
+    /// Reads on while more is wanted, to the end at most; none where that takes too long.
+    fn read_while(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let mut bytes = self.bytes.borrow_mut();
+        while wanted(&bytes) {
+            match self.chunks.recv_timeout(WATCHDOG) {
+                Ok(chunk) => bytes.extend(chunk),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return None,
+            }
+        }
+        Some(bytes.clone())
     }
 }
 
@@ -563,10 +389,19 @@ impl Running<'_> {
     /// Waits until stderr has this text.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
-        wait_until(&format!("{text:?} on stderr of {}", self.run.shown()), || {
-            let stderr = self.stderr.as_ref().map(Collected::so_far).unwrap_or_default();
-            String::from_utf8_lossy(&stderr).contains(text)
-        });
+        let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
+        let stderr = self.stderr.as_ref().and_then(|it| it.read_while(|bytes| !has(bytes)));
+        let stderr = stderr.unwrap_or_default();
+        let said = String::from_utf8_lossy(&stderr);
+        assert!(has(&stderr), "{}: never said {text:?}, but {said:?}", self.run.shown());
+    }
+
+    /// Sends it a signal; returns once it has it.
+    pub fn signal(&mut self, number: i32) {
+        self.run.signals.push(number);
+        let words = [format!("-{number}"), self.id().to_string()];
+        let sent = Command::new("kill").args(words).status().expect("kill");
+        assert!(sent.success(), "no signal {number} for {}", self.run.shown());
     }
 
     /// Kills it without a chance to clean up, and waits for its end.
@@ -578,10 +413,10 @@ impl Running<'_> {
     /// Waits for its end, and holds it to what holds for every run.
     #[track_caller]
     pub fn wait(mut self) -> Outcome {
-        let Some(stderr) = self.stderr.take().and_then(|stderr| stderr.all()) else {
+        let Some(stderr) = self.stderr.take().and_then(|it| it.read_while(|_| true)) else {
             panic!("still running after {} s: {}", WATCHDOG.as_secs(), self.run.shown());
         };
-        let stdout = self.stdout.take().and_then(|stdout| stdout.all());
+        let stdout = self.stdout.take().and_then(|it| it.read_while(|_| true));
         let status = self.child.wait().expect("exit status");
         if let Some(feeder) = self.feeder.take() {
             drop(feeder.join());
@@ -605,72 +440,6 @@ impl Drop for Running<'_> {
         // No more than an error where it has ended.
         drop(self.child.kill());
         drop(self.child.wait());
-    }
-}
-
-// ---- An endpoint that answers on a word ----
-
-/// An endpoint whose answer waits for the test: what happens meanwhile is the test's choice.
-pub struct Gate {
-    listener: TcpListener,
-}
-
-/// A request that waits for its answer.
-pub struct Held {
-    stream: TcpStream,
-    pub body: String,
-}
-
-impl Gate {
-    pub fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("a listener that does not block");
-        Self { listener }
-    }
-
-    /// The URL of the token endpoint.
-    pub fn url(&self) -> String {
-        let address = self.listener.local_addr().expect("address");
-        format!("http://{address}{}", crate::server::TOKEN_PATH)
-    }
-
-    /// Waits for the next request.
-    #[track_caller]
-    pub fn request(&self) -> Held {
-        let mut accepted = None;
-        wait_until("a request", || {
-            accepted = self.listener.accept().ok();
-            accepted.is_some()
-        });
-        let (mut stream, _) = accepted.expect("a connection");
-        stream.set_nonblocking(false).expect("a stream that blocks");
-        stream.set_read_timeout(Some(WATCHDOG)).expect("a time-out");
-        let mut text = String::new();
-        let mut byte = [0];
-        let whole = |text: &str| {
-            let (head, body) = text.split_once("\r\n\r\n")?;
-            let head = head.to_ascii_lowercase();
-            let (_, length) = head.split_once("content-length: ")?;
-            let length: usize = length.lines().next()?.parse().ok()?;
-            (body.len() == length).then(|| body.to_owned())
-        };
-        loop {
-            if let Some(body) = whole(&text) {
-                return Held { stream, body };
-            }
-            stream.read_exact(&mut byte).expect("the rest of the request");
-            text.push(char::from(byte[0]));
-        }
-    }
-}
-
-impl Held {
-    /// Answers with this status and JSON.
-    pub fn answer(mut self, status: u16, body: &str) {
-        let length = body.len();
-        let head = format!("HTTP/1.1 {status} It\r\nContent-Length: {length}\r\n");
-        let text = format!("{head}Content-Type: application/json\r\n\r\n{body}");
-        self.stream.write_all(text.as_bytes()).expect("to answer");
     }
 }
 
@@ -729,6 +498,12 @@ impl Outcome {
     #[track_caller]
     pub fn assert_status(&self, status: i32) -> &Self {
         self.assert(self.status() == status, &format!("exit status is not {status}"))
+    }
+
+    /// A signal ended it.
+    #[track_caller]
+    pub fn assert_ended_by(&self, signal: i32) -> &Self {
+        self.assert(self.status.signal() == Some(signal), &format!("not ended by signal {signal}"))
     }
 
     /// Exit status 0.
@@ -795,20 +570,23 @@ impl Outcome {
     /// What holds for every run.
     #[track_caller]
     fn check(&self, run: &Run) {
-        self.assert((0..=6).contains(&self.status()), "exit status is none of 0 to 6");
+        let by_signal = run
+            .signals
+            .iter()
+            .any(|signal| self.status() == 128 + signal || self.status.signal() == Some(*signal));
+        let documented = (0..=6).contains(&self.status()) || by_signal;
+        self.assert(documented, "exit status is none of 0 to 6 and of no signal sent");
         self.check_form(run);
-        let secrets = Secrets::of(run, self);
-        for secret in &secrets.all {
-            let leaks = spellings(secret).iter().any(|spelling| self.stderr.contains(spelling));
-            self.assert(!leaks, &format!("stderr holds the secret {secret:?}"));
+        let texts = self.before.texts().chain(self.after.texts());
+        let secrets = Secrets::of(run, texts);
+        if let Some(secret) = secrets.shown_in(&self.stderr, true) {
+            self.fail(&format!("stderr holds the secret {secret:?}"));
         }
         if self.status() == 6 || run.prints_document() {
             return;
         }
-        let stdout = self.text();
-        for secret in secrets.all.difference(&secrets.access_tokens) {
-            let leaks = spellings(secret).iter().any(|spelling| stdout.contains(spelling));
-            self.assert(!leaks, &format!("stdout holds the secret {secret:?}"));
+        if let Some(secret) = secrets.shown_in(&self.text(), false) {
+            self.fail(&format!("stdout holds the secret {secret:?}"));
         }
     }
 
@@ -830,7 +608,8 @@ impl Outcome {
             after_message = is_message;
         }
         if self.status() != 0 {
-            self.assert(!self.stderr.is_empty(), "a failure without a word");
+            let needs_word = self.status.signal().is_none();
+            self.assert(!needs_word || !self.stderr.is_empty(), "a failure without a word");
         } else if run.has('q', "--quiet")
             && !run.has('v', "--verbose")
             && !run.has('n', "--dry-run")
@@ -852,188 +631,12 @@ fn is_of_the_request(line: &str) -> bool {
     line.is_empty() || line == "Authorization: Basic ***" || starts.iter().any(is)
 }
 
-// ---- Secrets ----
-
-/// What a run must not show.
-#[derive(Default)]
-struct Secrets {
-    all: BTreeSet<String>,
-    access_tokens: BTreeSet<String>,
-    client_secrets: BTreeSet<String>,
-}
-
-impl Secrets {
-    /// All that was in play: in the folder before and after, in the environment, on stdin, in
-    /// options and on the wire.
-    fn of(run: &Run, outcome: &Outcome) -> Self {
-        let mut secrets = Self::default();
-        let stdin = String::from_utf8_lossy(&run.stdin).into_owned();
-        let texts = outcome.before.texts().chain(outcome.after.texts()).chain([stdin]);
-        texts.for_each(|text| secrets.add_document(&text));
-        for (name, value) in &run.env {
-            secrets.add_variable(&name.to_string_lossy(), &value.to_string_lossy());
-        }
-        secrets.add_options(run);
-        secrets.all.extend(run.secrets.iter().cloned());
-        if let Some(server) = run.server {
-            secrets.all.extend(server.secrets());
-            secrets.access_tokens.extend(server.access_tokens());
-        }
-        // What is shorter is found in any text.
-        secrets.all.retain(|secret| secret.len() >= 4);
-        secrets
-    }
-
-    /// The tokens of a document, whole or not; the text itself where it is a line and no document.
-    fn add_document(&mut self, text: &str) {
-        let text = text.trim_start_matches('\u{FEFF}').trim();
-        if let Some(url) = text.strip_prefix("force://") {
-            self.add_sfdx(url);
-        } else if is_a_line(text) {
-            self.all.insert(text.to_owned());
-            self.client_secrets.insert(text.to_owned());
-        }
-        for name in ["access_token", "refresh_token", "id_token", "signature", "sfdxAuthUrl"] {
-            for value in string_members(text, name) {
-                match name {
-                    "access_token" => _ = self.access_tokens.insert(value.clone()),
-                    "sfdxAuthUrl" => self.add_sfdx(value.trim_start_matches("force://")),
-                    _ => {}
-                }
-                self.all.insert(value);
-            }
-        }
-    }
-
-    /// All parts of `ID:SECRET:REFRESH@HOST` that are secret.
-    fn add_sfdx(&mut self, url: &str) {
-        let grant = url.trim().rsplit_once('@').map_or(url, |(grant, _)| grant);
-        let mut parts = grant.rsplit(':');
-        self.all.extend(parts.next().map(str::to_owned));
-        let secret = parts.next().map(str::to_owned);
-        self.client_secrets.extend(secret.clone());
-        self.all.extend(secret);
-    }
-
-    fn add_variable(&mut self, name: &str, value: &str) {
-        match name.to_ascii_uppercase().as_str() {
-            "SF_CLIENT_SECRET" => {
-                self.all.insert(value.to_owned());
-                self.client_secrets.insert(value.to_owned());
-            }
-            "SFDX_AUTH_URL" => self.add_document(value),
-            "HTTPS_PROXY" | "ALL_PROXY" | "SF_TOKEN_ENDPOINT" => self.add_url(value),
-            _ => {}
-        }
-    }
-
-    /// User information and query of an URL.
-    fn add_url(&mut self, url: &str) {
-        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-        if let Some((user, _)) = rest.rsplit_once('@') {
-            let password = user.split_once(':').map_or(user, |(_, password)| password);
-            self.all.extend([user.to_owned(), password.to_owned()]);
-        }
-        self.all.extend(rest.split_once('?').map(|(_, query)| query.to_owned()));
-    }
-
-    /// The values of `--data`, what an endpoint URL hides, and Basic credentials.
-    fn add_options(&mut self, run: &Run) {
-        let words: Vec<_> = run.args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let mut client_ids: Vec<String> = Vec::new();
-        for pair in words.windows(2) {
-            match (&*pair[0], &*pair[1]) {
-                ("-d" | "--data", field) => {
-                    let value = field.split_once('=').map(|(_, value)| value.to_owned());
-                    // A short one is a flag such as a scope.
-                    self.all.extend(value.filter(|v| v.len() >= 8 && v != "refresh_token"));
-                }
-                ("-e" | "--endpoint", url) => self.add_url(url),
-                ("-i" | "--client-id", id) => client_ids.push(id.to_owned()),
-                _ => {}
-            }
-        }
-        let by_env = run.env.iter().filter(|(name, _)| name == "SF_CLIENT_ID");
-        client_ids.extend(by_env.map(|(_, id)| id.to_string_lossy().into_owned()));
-        for (id, secret) in
-            client_ids.iter().flat_map(|id| self.client_secrets.iter().map(move |s| (id, s)))
-        {
-            let encoded = format!("{}:{}", form_encoded(id), form_encoded(secret));
-            self.all.insert(base64(encoded.as_bytes()));
-            self.all.insert(base64(format!("{id}:{secret}").as_bytes()));
-        }
-    }
-}
-
-/// Whether a text is one line and no JSON.
-fn is_a_line(text: &str) -> bool {
-    let is_short = text.len() < 4096;
-    is_short
-        && !text.contains(['\n', '{', '[', '\u{FFFD}', '\0'])
-        && serde_json::from_str::<Value>(text).is_err()
-}
-
-/// The string values of a member wherever it is in a text, be it whole JSON or not.
-fn string_members(text: &str, name: &str) -> Vec<String> {
-    let key = format!("\"{name}\"");
-    let values = text.match_indices(&key).filter_map(|(at, _)| {
-        let rest = text[at + key.len()..].trim_start().strip_prefix(':')?;
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        values.next()?.ok()?.as_str().map(str::to_owned)
-    });
-    values.collect()
-}
-
-/// How a secret may look in a text: as it is, in a form, in an URL, in JSON.
-fn spellings(secret: &str) -> [String; 4] {
-    let form = form_encoded(secret);
-    let json = Value::from(secret).to_string();
-    [secret.to_owned(), form.replace('+', "%20"), form, json[1..json.len() - 1].to_owned()]
-}
-
-/// `application/x-www-form-urlencoded`, as the URL standard has it.
-pub fn form_encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b' ' => encoded.push('+'),
-            b'*' | b'-' | b'.' | b'_' => encoded.push(char::from(byte)),
-            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
-            _ => _ = write!(encoded, "%{byte:02X}"),
-        }
-    }
-    encoded
-}
-
-/// Base64 with padding.
-pub fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut encoded = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| usize::from(chunk.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let digit = char::from(ALPHABET[bits >> (18 - 6 * i) & 0x3f]);
-            encoded.push(if i <= chunk.len() { digit } else { '=' });
-        }
-    }
-    encoded
-}
-
 /// Waits until something holds, at most as long as the watchdog; looks now and then.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = std::time::Instant::now() + WATCHDOG;
+    let end = Instant::now() + WATCHDOG;
     while !holds() {
-        assert!(std::time::Instant::now() < end, "never: {what}");
+        assert!(Instant::now() < end, "never: {what}");
         thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Removes a file, which may be missing.
-pub fn remove(path: &Path) {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => panic!("{}: {e}", path.display()),
-        _ => {}
     }
 }

@@ -3,6 +3,7 @@
 mod concurrency;
 mod docs;
 mod documents;
+mod folder;
 mod harness;
 mod mutations;
 mod network;
@@ -10,6 +11,7 @@ mod options;
 mod output;
 mod reply;
 mod save;
+mod secrets;
 #[path = "../support/server.rs"]
 mod server;
 mod usage;

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document, wait_until};
+use crate::server::http::basic;
 use crate::server::proxy::{Proxy, ProxyConfig};
 use crate::server::{
     CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, Versions, certificate_path,
@@ -118,8 +119,7 @@ fn a_kept_connection_that_the_server_has_closed_is_made_anew() {
     };
     for tls in [None, Some(Tls::new("server"))] {
         let config = Config::scripted([closes("00Dxx!AT-kept-1"), closes("00Dxx!AT-kept-2")]);
-        let config = tls.into_iter().fold(config, Config::tls);
-        let scenario = Scenario::with(config);
+        let scenario = Scenario::with(config.tls(tls));
         let second = scenario.dir.write("second.json", token_document());
         // The second file can be had only when the first connection is over.
         let held = fs::File::open(second).expect("the second file");
@@ -202,7 +202,7 @@ fn a_certificate_of_an_unknown_ca_hints_at_ca_cert() {
 
 #[test]
 fn a_certificate_without_its_intermediate_is_refused() {
-    let tls = Tls::new("server-chain").leaf_only();
+    let tls = Tls::new("server-chain").leaf_only(true);
     refuses_certificate(&tls, Some("ca"), "signed by a CA that is not trusted");
 }
 
@@ -213,7 +213,7 @@ fn an_expired_certificate_is_refused_with_a_look_at_the_clock() {
 }
 
 #[test]
-fn a_certificate_that_is_not_valid_yet_is_refused_with_a_look_at_the_clock() {
+fn a_certificate_not_valid_yet_is_refused_with_a_look_at_the_clock() {
     let outcome = refuses_certificate(&Tls::new("not-yet-valid"), Some("ca"), "not valid yet");
     assert_tells_the_clock(&outcome);
 }
@@ -248,7 +248,7 @@ fn a_certificate_that_is_not_for_servers_is_refused_in_words() {
 #[test]
 fn a_server_that_demands_a_client_certificate_is_a_matter_of_set_up() {
     for versions in [Versions::Only12, Versions::Only13, Versions::Both] {
-        let scenario = tls_scenario(Tls::new("server").versions(versions).client_certificate());
+        let scenario = tls_scenario(Tls::new("server").versions(versions).client_certificate(true));
         let outcome = trusting(&scenario).args(["--retry", "3", TOKEN_FILE]).run();
         outcome.assert_failed_unsent(5).assert_says(CERTIFICATE_DEMANDED);
         outcome.assert_hints("cannot present one");
@@ -455,7 +455,7 @@ impl Proxied {
 
     fn with(config: ProxyConfig, tls: Tls) -> Self {
         let scenario = tls_scenario(tls);
-        let proxy = Proxy::start(config.route("*", scenario.server.address()));
+        let proxy = Proxy::start(config.route(scenario.server.address()));
         Self { scenario, proxy }
     }
 
@@ -475,9 +475,10 @@ impl Proxied {
 fn a_proxy_is_asked_for_a_tunnel_and_no_more() {
     let proxied = Proxied::new(ProxyConfig::new());
     assert_granted(&proxied.scenario, &proxied.run(&[]));
-    assert_eq!(proxied.proxy.targets(), ["login.example.test:443"]);
-    let request = &proxied.proxy.requests()[0];
-    assert_eq!((&*request.method, &*request.body), ("CONNECT", &b""[..]));
+    let requests = proxied.proxy.requests();
+    let [request] = &requests[..] else { panic!("not one request: {requests:?}") };
+    let asked = (&*request.method, &*request.path, &*request.body);
+    assert_eq!(asked, ("CONNECT", "login.example.test:443", &b""[..]));
     assert_eq!(request.header("host"), Some("login.example.test:443"));
     assert_eq!(request.header("proxy-authorization"), None);
     let request = proxied.scenario.server.last_request();
@@ -530,8 +531,9 @@ fn a_proxy_gets_its_user_and_password_decoded() {
         let url = proxied.proxy.url().replace("http://", &format!("http://{written}@"));
         let outcome = proxied.run_with(&url).secret(password).args(["-v", TOKEN_FILE]).run();
         assert_granted(&proxied.scenario, &outcome);
-        let sent = Some((user.to_owned(), password.to_owned()));
-        assert_eq!(proxied.proxy.credentials(), [sent]);
+        let requests = proxied.proxy.requests();
+        let sent = requests.iter().map(|request| request.header("proxy-authorization"));
+        assert_eq!(sent.collect::<Vec<_>>(), [Some(&*basic(user, password))]);
         let request = proxied.scenario.server.last_request();
         assert_eq!(request.header("proxy-authorization"), None);
     }
@@ -579,7 +581,7 @@ fn a_proxy_that_gets_no_connection_is_a_temporary_failure() {
 
 #[test]
 fn a_proxy_that_hangs_ends_with_the_time_out() {
-    let proxied = Proxied::new(ProxyConfig::new().hang());
+    let proxied = Proxied::new(ProxyConfig::new().hang(true));
     let outcome = proxied.run(&["--timeout", "1", "--retry", "3"]);
     assert_unsent(&outcome, 4).assert_says("in time").assert_says(&address_of(&proxied.proxy));
 }
@@ -690,7 +692,7 @@ fn the_proxy_for_https_comes_first_and_lower_case_before_upper() {
     for first in 0..variables.len() {
         let proxies: Vec<_> = variables
             .iter()
-            .map(|_| Proxy::start(ProxyConfig::new().route("*", scenario.server.address())))
+            .map(|_| Proxy::start(ProxyConfig::new().route(scenario.server.address())))
             .collect();
         let mut run = trusting_at(&scenario, FAR_ENDPOINT);
         for (at, name) in variables.iter().enumerate() {
@@ -708,7 +710,7 @@ fn the_proxy_for_https_comes_first_and_lower_case_before_upper() {
 #[test]
 fn a_bad_proxy_is_not_passed_over_for_a_good_one() {
     let scenario = tls_scenario(Tls::new("server"));
-    let proxy = Proxy::start(ProxyConfig::new().route("*", scenario.server.address()));
+    let proxy = Proxy::start(ProxyConfig::new().route(scenario.server.address()));
     let run = trusting(&scenario).env("https_proxy", "socks5://127.0.0.1:1");
     let run = run.env("HTTPS_PROXY", proxy.url()).env("ALL_PROXY", proxy.url());
     run.arg(TOKEN_FILE).run().assert_failed_unsent(2).assert_says("https_proxy");
@@ -832,7 +834,7 @@ fn hosts_that_no_proxy_does_not_name_take_the_proxy() {
 #[test]
 fn no_proxy_in_lower_case_comes_first() {
     let scenario = tls_scenario(Tls::new("server"));
-    let proxy = Proxy::start(ProxyConfig::new().route("*", scenario.server.address()));
+    let proxy = Proxy::start(ProxyConfig::new().route(scenario.server.address()));
     for (lower, upper, asked) in [
         ("127.0.0.1", "other.test", 0),
         ("other.test", "127.0.0.1", 1),
@@ -856,7 +858,7 @@ fn the_password_of_a_proxy_is_never_shown() {
         run.args(options).arg(TOKEN_FILE).run().assert_ok();
     }
     let server = Server::start(Config::scripted([Reply::drop_at_accept()]).tls(Tls::new("server")));
-    let proxy = Proxy::start(ProxyConfig::new().route("*", server.address()));
+    let proxy = Proxy::start(ProxyConfig::new().route(server.address()));
     let url = proxy.url().replace("http://", "http://us3r-name:pa55word@");
     let run = proxied.run_with(&url).secret("us3r-name").secret("pa55word");
     assert_unsent(&run.args(["-v", TOKEN_FILE]).run(), 4);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::{
     NOBODY, Outcome, Run, Scenario, TOKEN_FILE, TempDir, base64, form_encoded, is_root, now_millis,
-    set_mode, token_document,
+    set_age, set_mode, set_modified, token_document,
 };
 use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply, Tls, certificate_path};
 
@@ -279,7 +279,7 @@ fn other_members_of_a_token_file_choose_no_endpoint_either() {
 }
 
 #[test]
-fn an_option_beats_the_environment_which_beats_the_sfdx_url_which_beats_the_file() {
+fn option_before_environment_before_sfdx_url_before_file() {
     let dir = TempDir::new();
     with_id(&dir, r#""https://test.salesforce.com/id""#);
     let run = || Run::new(&dir).args(["-n", "-i", "an-id", TOKEN_FILE]);
@@ -416,13 +416,13 @@ fn sfdx_spellings(url: &str) -> [String; 4] {
 }
 
 #[test]
-fn an_sfdx_url_gives_client_secret_refresh_token_and_endpoint_and_makes_the_file() {
+fn an_sfdx_url_gives_client_tokens_and_endpoint_and_makes_the_file() {
     let url =
         |port: u16| format!("force://{CLIENT_ID}:a-client-secret:{REFRESH_TOKEN}@localhost:{port}");
     for i in 0..4 {
         let oauth = OAuth::new().client_secret("a-client-secret");
         let scenario = Scenario::with(Config::oauth(oauth).tls(Tls::new("server")));
-        let text = sfdx_spellings(&url(scenario.server.port()))[i].clone();
+        let text = sfdx_spellings(&url(scenario.server.address().port()))[i].clone();
         fs::remove_file(scenario.file()).expect("to remove the file");
         scenario.dir.write("auth", text);
         let run = scenario.bare().arg("--ca-cert").arg(certificate_path("ca"));
@@ -469,7 +469,7 @@ fn the_refresh_token_of_a_token_file_beats_that_of_an_sfdx_url() {
 }
 
 #[test]
-fn a_client_id_given_beside_an_sfdx_url_does_not_get_the_secret_of_the_other_client() {
+fn a_client_id_beside_an_sfdx_url_does_not_get_the_other_secret() {
     let scenario = Scenario::strict();
     let url = "force://another-client:another-secret:another-rt@x.test";
     scenario.command().arg(TOKEN_FILE).env("SFDX_AUTH_URL", url).run().assert_ok();
@@ -593,24 +593,18 @@ fn a_token_issued_in_the_future_counts_as_old() {
     }
 }
 
-/// Sets when the token file was last written.
-fn set_modified(scenario: &Scenario, time: SystemTime) {
-    let file = fs::File::options().write(true).open(scenario.file()).expect("file");
-    file.set_modified(time).expect("a modification time");
-}
-
 #[test]
 fn a_token_that_does_not_tell_its_age_is_as_old_as_its_file() {
     let document = token_document();
     let (without, _) = document.split_once(",\n  \"issued_at\"").expect("issued_at");
     let scenario = Scenario::strict().token(format!("{without}\n}}\n"));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-    set_modified(&scenario, SystemTime::now() - Duration::from_secs(3000));
+    set_age(&scenario.file(), Duration::from_secs(3000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-    set_modified(&scenario, SystemTime::now() - Duration::from_secs(4000));
+    set_age(&scenario.file(), Duration::from_secs(4000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
     let scenario = Scenario::strict().token(format!("{without}\n}}\n"));
-    set_modified(&scenario, SystemTime::now() + Duration::from_secs(4000));
+    set_modified(&scenario.file(), SystemTime::now() + Duration::from_secs(4000));
     scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
 }
 
@@ -620,7 +614,7 @@ fn a_time_of_issue_that_cannot_be_read_leaves_the_age_of_the_file() {
         let document = token_document().replace("\"1700000000000\"", value);
         let scenario = Scenario::strict().token(document);
         scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(0).assert_unchanged();
-        set_modified(&scenario, SystemTime::now() - Duration::from_secs(4000));
+        set_age(&scenario.file(), Duration::from_secs(4000));
         scenario.run(&["--if-older-than", "1h"]).assert_ok().assert_sent(1);
     }
 }
@@ -798,7 +792,7 @@ fn a_dry_run_leaves_an_interrupted_save_as_it_is() {
 
 #[test]
 fn several_files_are_renewed_in_turn_over_one_connection() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().lenient().rotate(false)));
+    let scenario = Scenario::with(Config::oauth(OAuth::new().lenient(true).rotate(false)));
     let names = ["a.json", "b.json", "c.json"];
     for name in names {
         scenario.dir.write(name, token_document());
@@ -816,7 +810,7 @@ fn several_files_are_renewed_in_turn_over_one_connection() {
 
 #[test]
 fn several_files_share_one_tls_connection() {
-    let oauth = OAuth::new().lenient().rotate(false);
+    let oauth = OAuth::new().lenient(true).rotate(false);
     let scenario = Scenario::with(Config::oauth(oauth).tls(Tls::new("server")));
     scenario.dir.write("b.json", token_document());
     let run = scenario.command().arg("--ca-cert").arg(certificate_path("ca"));

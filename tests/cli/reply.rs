@@ -1,11 +1,6 @@
 //! What each reply of the endpoint leads to: granted, refused, later, lost.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -69,68 +64,6 @@ fn is_lost(reply: Reply) -> Outcome {
     let outcome = fails(reply, 4);
     outcome.assert_says(MAY_HAVE_USED);
     outcome
-}
-
-/// A plain endpoint that does something of the test's own when a request is there.
-struct Acting {
-    url: String,
-    posts: Arc<AtomicUsize>,
-}
-
-impl Acting {
-    /// Hands the connection of each whole request to `act`, then closes it.
-    fn start(mut act: impl FnMut(&mut TcpStream) + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}/token", listener.local_addr().expect("address"));
-        let posts = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&posts);
-        thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                if read_request(&mut stream) {
-                    count.fetch_add(1, Ordering::SeqCst);
-                    act(&mut stream);
-                }
-            }
-        });
-        Self { url, posts }
-    }
-
-    fn posts(&self) -> usize {
-        self.posts.load(Ordering::SeqCst)
-    }
-
-    /// Runs it on the token file of a scenario against this endpoint.
-    #[track_caller]
-    fn run(&self, scenario: &Scenario, options: &[&str]) -> Outcome {
-        let run = scenario.bare().args(["-i", CLIENT_ID, "-e", &self.url]).args(options);
-        run.secret(NEW_ACCESS_TOKEN).secret(NEW_REFRESH_TOKEN).arg(TOKEN_FILE).run()
-    }
-}
-
-/// Reads a request with its body; gives whether it was whole.
-fn read_request(stream: &mut TcpStream) -> bool {
-    let mut bytes = Vec::new();
-    loop {
-        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            if length.and_then(|length| length.parse().ok()).is_none_or(|n| body.len() >= n) {
-                return true;
-            }
-        }
-        let mut buffer = [0; 4096];
-        match stream.read(&mut buffer) {
-            Ok(count @ 1..) => bytes.extend_from_slice(&buffer[..count]),
-            _ => return false,
-        }
-    }
-}
-
-/// Answers with JSON under this status line.
-fn respond(stream: &mut TcpStream, status: &str, body: &str) {
-    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n", body.len());
-    // A client that is gone is noticed by what the test looks at.
-    drop(stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()));
 }
 
 // ---- Granted ----
@@ -228,17 +161,11 @@ fn a_whole_grant_counts_however_the_connection_ends_after_it() {
 
 #[test]
 fn a_whole_grant_counts_although_the_server_never_ends_its_reply() {
-    let scenario = Scenario::scripted([]);
-    let endpoint = Acting::start(|stream| {
-        let body = short_grant();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
-        drop(stream.write_all(format!("{head}{body}").as_bytes()));
-        // Until the client has had enough.
-        drop(stream.read_to_end(&mut Vec::new()));
-    });
-    let outcome = endpoint.run(&scenario, &["--timeout", "1.5"]);
+    let scenario =
+        Scenario::scripted([Reply::json(200, short_grant()).framing(Framing::Unended(1))]);
+    let outcome = scenario.run(&["--timeout", "1.5"]);
     assert_saved(&scenario, &outcome);
-    assert_eq!(endpoint.posts(), 1);
+    outcome.assert_sent(1);
 }
 
 #[test]
@@ -252,7 +179,7 @@ fn a_grant_of_almost_a_mebibyte_is_saved_and_can_be_renewed_again() {
 }
 
 #[test]
-fn a_refresh_token_that_is_no_string_with_something_in_it_does_not_replace_the_old_one() {
+fn a_refresh_token_that_is_none_does_not_replace_the_old_one() {
     for value in ["null", "\"\"", "17", "true", "[\"5Aep-RT\"]", "{}"] {
         let body = format!(r#"{{"access_token":"{NEW_ACCESS_TOKEN}","refresh_token":{value}}}"#);
         let scenario = Scenario::scripted([Reply::json(200, body)]);
@@ -571,43 +498,35 @@ fn the_same_words_under_another_error_are_no_reason_to_wait() {
     fails(Reply::error(400, "inactive_user", IN_PROGRESS), 3);
 }
 
-/// Answers that the grant is being processed, once the file has been replaced by this document, as
-/// a program does that knows nothing of locks.
-fn another_program(scenario: &Scenario, document: &str) -> Acting {
-    let (path, work) = (scenario.file(), scenario.dir.join("other-program"));
-    let document = document.to_owned();
-    let mut first = true;
-    Acting::start(move |stream| {
-        if std::mem::take(&mut first) {
-            fs::write(&work, &document).expect("a new file");
-            fs::rename(&work, &path).expect("its new name");
-        }
-        let body = json!({ "error": "invalid_grant", "error_description": IN_PROGRESS });
-        respond(stream, "400 Bad Request", &body.to_string());
-    })
+/// Runs it against an endpoint that says the grant is being processed, once the file has been
+/// replaced by this document, as a program does that knows nothing of locks.
+#[track_caller]
+fn against_another_program(document: &str) -> Outcome {
+    let scenario = Scenario::scripted([Reply::error(400, "invalid_grant", IN_PROGRESS)]);
+    scenario.server.hold_from(1);
+    let running = scenario.command().arg(TOKEN_FILE).start();
+    scenario.wait_for_posts(1);
+    let work = scenario.dir.write("other-program", document);
+    fs::rename(work, scenario.file()).expect("its new name");
+    scenario.server.release();
+    let outcome = running.wait();
+    outcome.assert_sent(1);
+    assert_eq!(scenario.dir.read(TOKEN_FILE), document.as_bytes());
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+    outcome
 }
 
 #[test]
-fn what_another_program_saved_meanwhile_is_taken_and_nothing_is_sent_again() {
-    let scenario = Scenario::scripted([]);
-    let endpoint = another_program(&scenario, &short_grant());
-    let outcome = endpoint.run(&scenario, &[]);
+fn what_another_program_saved_meanwhile_is_taken_and_nothing_sent_again() {
+    let outcome = against_another_program(&short_grant());
     outcome.assert_ok().assert_stdout(&format!("{NEW_ACCESS_TOKEN}\n"));
     outcome.assert_says("renewed by another run meanwhile").assert_says_not("granted");
-    assert_eq!(endpoint.posts(), 1);
-    assert_eq!(scenario.dir.read(TOKEN_FILE), short_grant().into_bytes());
-    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
 
 #[test]
 fn what_another_program_spoilt_meanwhile_is_left_alone() {
-    let scenario = Scenario::scripted([]);
-    let endpoint = another_program(&scenario, "{\"access_token\": \"00Dxx-cut");
-    let outcome = endpoint.run(&scenario, &[]);
+    let outcome = against_another_program("{\"access_token\": \"00Dxx-cut");
     outcome.assert_status(1).assert_stdout("").assert_says("is not JSON");
-    assert_eq!(endpoint.posts(), 1);
-    assert_eq!(scenario.dir.read(TOKEN_FILE), b"{\"access_token\": \"00Dxx-cut");
-    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
 
 // ---- What the server says ----
@@ -810,15 +729,10 @@ fn a_server_that_does_not_answer_in_time_may_have_used_the_token() {
 
 #[test]
 fn a_reply_that_stops_half_way_may_have_been_a_grant() {
-    let scenario = Scenario::scripted([]);
-    let endpoint = Acting::start(|stream| {
-        let half = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"access_token\":\"00Dxx";
-        drop(stream.write_all(half.as_bytes()));
-        drop(stream.read_to_end(&mut Vec::new()));
-    });
-    let outcome = endpoint.run(&scenario, &["--retry", "3", "--timeout", "1"]);
-    outcome.assert_failed(4).assert_says(MAY_HAVE_USED);
-    assert_eq!(endpoint.posts(), 1);
+    let half = Reply::json(200, r#"{"access_token":"00Dxx"#).framing(Framing::Unended(70));
+    let scenario = Scenario::scripted([half]);
+    let outcome = scenario.run(&["--retry", "3", "--timeout", "1"]);
+    outcome.assert_failed(4).assert_sent(1).assert_says(MAY_HAVE_USED);
 }
 
 #[test]

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{
-    Gate, NOBODY, OLD_ACCESS_TOKEN, Outcome, Run, Scenario, TOKEN_FILE, TempDir, is_root, set_mode,
-    token_document,
+    NOBODY, OLD_ACCESS_TOKEN, Outcome, Scenario, TOKEN_FILE, is_root, set_mode, token_document,
 };
-use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply};
+use crate::server::{Config, OAuth, REFRESH_TOKEN, Reply};
 
 /// Another user than root and nobody.
 const SOMEBODY: u32 = 1234;
@@ -169,7 +168,7 @@ fn a_file_in_a_folder_that_may_not_be_written_is_saved_in_place() {
 }
 
 #[test]
-fn a_file_in_a_folder_that_may_not_be_written_is_as_it_was_after_a_failure() {
+fn a_file_in_a_closed_folder_is_as_it_was_after_a_failure() {
     if !is_root("a folder of another user") {
         return;
     }
@@ -188,7 +187,7 @@ fn a_file_in_a_folder_that_may_not_be_written_is_as_it_was_after_a_failure() {
 }
 
 #[test]
-fn a_file_that_may_not_be_written_in_a_folder_that_may_not_be_written_is_refused() {
+fn a_file_that_may_not_be_written_in_a_closed_folder_is_refused() {
     if !is_root("a folder of another user") {
         return;
     }
@@ -199,7 +198,7 @@ fn a_file_that_may_not_be_written_in_a_folder_that_may_not_be_written_is_refused
 }
 
 #[test]
-fn a_file_of_another_user_in_a_sticky_folder_is_saved_in_place_and_stays_that_user_s() {
+fn a_file_of_another_user_in_a_sticky_folder_stays_that_user_s() {
     if !is_root("files of other users") {
         return;
     }
@@ -383,10 +382,10 @@ fn what_stands_in_the_place_of_the_journal_and_is_none_is_left_alone() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_it_waits_for_the_answer_leaves_a_file_that_the_next_run_renews() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new()).first([Reply::hang()]));
+fn a_run_that_is_killed_while_it_waits_leaves_a_file_to_renew() {
+    let scenario = Scenario::with(Config::oauth(OAuth::new()).replies([Reply::hang()]));
     let run = scenario.command().arg(TOKEN_FILE).start();
-    crate::harness::wait_until("a request", || scenario.server.posts() == 1);
+    scenario.wait_for_posts(1);
     run.kill();
     assert_eq!(scenario.dir.read(TOKEN_FILE), token_document().as_bytes());
     assert!(scenario.journal().exists(), "there was no journal when the request went out");
@@ -395,14 +394,14 @@ fn a_run_that_is_killed_while_it_waits_for_the_answer_leaves_a_file_that_the_nex
 }
 
 #[test]
-fn the_journal_has_the_file_s_mode_and_owner_and_room_for_more_before_anything_is_sent() {
+fn the_journal_has_mode_owner_and_room_before_anything_is_sent() {
     let scenario = Scenario::scripted([Reply::hang()]);
     set_mode(&scenario.file(), 0o640);
     if is_root("files of other users") {
         give(&scenario.file(), SOMEBODY);
     }
     let run = scenario.command().arg(TOKEN_FILE).start();
-    crate::harness::wait_until("a request", || scenario.server.posts() == 1);
+    scenario.wait_for_posts(1);
     let file = fs::metadata(scenario.file()).expect("file");
     let journal = fs::metadata(scenario.journal()).expect("journal");
     assert_eq!((journal.uid(), journal.gid()), (file.uid(), file.gid()));
@@ -412,12 +411,12 @@ fn the_journal_has_the_file_s_mode_and_owner_and_room_for_more_before_anything_i
 }
 
 #[test]
-fn the_room_reserved_is_enough_for_a_document_that_grows_when_it_is_spread_over_lines() {
+fn the_room_reserved_is_enough_for_a_document_spread_over_lines() {
     let numbers = vec!["1"; 20_000].join(",");
     let document = format!(r#"{{"refresh_token":"an-old-rt","numbers":[{numbers}]}}"#);
     let scenario = Scenario::scripted([Reply::hang()]).token(&document);
     let run = scenario.command().arg(TOKEN_FILE).start();
-    crate::harness::wait_until("a request", || scenario.server.posts() == 1);
+    scenario.wait_for_posts(1);
     let reserved = fs::metadata(scenario.journal()).expect("journal").len();
     let spread = format!("{:#}\n", scenario.document()).len() as u64;
     assert!(reserved > spread, "{reserved} bytes reserved, more than {spread} needed");
@@ -426,59 +425,56 @@ fn the_room_reserved_is_enough_for_a_document_that_grows_when_it_is_spread_over_
 
 // ---- What happens between request and answer ----
 
-/// The answer of a [`Gate`].
-const ANSWER: &str = r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"}"#;
+/// An endpoint that has this grant for one request.
+fn granting() -> Scenario {
+    let again = Reply::error(500, "server_error", "it was asked again");
+    Scenario::scripted([Reply::grant("AT-new-one", Some("RT-new-one")), again])
+}
 
 /// Does something to the folder between request and answer.
 #[track_caller]
-fn meanwhile(dir: &TempDir, user: Option<u32>, act: impl FnOnce()) -> Outcome {
-    let gate = Gate::new();
-    let run = Run::new(dir).args(["-i", CLIENT_ID, "-e", &gate.url(), TOKEN_FILE]);
-    let run = run.secret("RT-new-one");
-    let run = match user {
-        Some(user) => run.user(user),
-        None => run,
-    };
-    let running = run.start();
-    let held = gate.request();
+fn meanwhile(scenario: &Scenario, user: Option<u32>, act: impl FnOnce()) -> Outcome {
+    scenario.server.hold_from(1);
+    let run = scenario.command().args(["--retry", "0", TOKEN_FILE]);
+    let running = user.into_iter().fold(run, crate::harness::Run::user).start();
+    scenario.wait_for_posts(1);
     act();
-    held.answer(200, ANSWER);
+    scenario.server.release();
     running.wait()
 }
 
 #[test]
-fn a_folder_that_is_closed_while_the_server_thinks_does_not_cost_the_grant() {
+fn a_folder_closed_while_the_server_thinks_does_not_cost_the_grant() {
     if !is_root("a folder of another user") {
         return;
     }
-    let dir = TempDir::new();
-    let path = dir.write(TOKEN_FILE, token_document());
+    let scenario = granting();
+    let path = scenario.file();
     give(&path, NOBODY);
-    give(dir.path(), NOBODY);
-    let outcome = meanwhile(&dir, Some(NOBODY), || give(dir.path(), 0));
+    give(scenario.dir.path(), NOBODY);
+    let outcome = meanwhile(&scenario, Some(NOBODY), || give(scenario.dir.path(), 0));
     outcome.assert_ok().assert_says("saved in place").assert_stdout("AT-new-one\n");
-    assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+    assert_eq!(scenario.dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
 }
 
 #[test]
-fn a_journal_that_is_removed_while_the_server_thinks_does_not_cost_the_grant() {
-    let dir = TempDir::new();
-    dir.write(TOKEN_FILE, token_document());
-    let journal = dir.join(".token.json.sf-refresh");
-    let outcome = meanwhile(&dir, None, || fs::remove_file(journal).expect("a journal"));
+fn a_journal_removed_while_the_server_thinks_does_not_cost_the_grant() {
+    let scenario = granting();
+    let journal = scenario.journal();
+    let outcome = meanwhile(&scenario, None, || fs::remove_file(journal).expect("a journal"));
     outcome.assert_ok().assert_stdout("AT-new-one\n");
-    assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
-    assert_eq!(dir.names(), [TOKEN_FILE]);
+    assert_eq!(scenario.dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
 
 #[test]
 fn a_file_that_is_removed_while_the_server_thinks_is_made_anew() {
-    let dir = TempDir::new();
-    let path = dir.write(TOKEN_FILE, token_document());
-    let outcome = meanwhile(&dir, None, || fs::remove_file(path).expect("a file"));
+    let scenario = granting();
+    let path = scenario.file();
+    let outcome = meanwhile(&scenario, None, || fs::remove_file(path).expect("a file"));
     outcome.assert_ok();
-    assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
-    assert_eq!(dir.names(), [TOKEN_FILE]);
+    assert_eq!(scenario.dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
 }
 
 /// The document that the outcome hands over on stdout.
@@ -492,45 +488,44 @@ fn assert_handed_over(outcome: &Outcome) {
 }
 
 #[test]
-fn a_file_and_journal_that_are_both_gone_when_the_answer_comes_leave_the_document_on_stdout() {
-    let dir = TempDir::new();
-    let path = dir.write(TOKEN_FILE, token_document());
-    let outcome = meanwhile(&dir, None, || {
-        fs::remove_file(dir.join(".token.json.sf-refresh")).expect("a journal");
+fn a_file_and_journal_both_gone_leave_the_document_on_stdout() {
+    let scenario = granting();
+    let path = scenario.file();
+    let outcome = meanwhile(&scenario, None, || {
+        fs::remove_file(scenario.journal()).expect("a journal");
         fs::remove_file(path).expect("a file");
     });
     // A file that nobody can find is no save.
     if outcome.status() == 0 {
-        outcome.assert(dir.join(TOKEN_FILE).exists(), "the grant is in no file");
+        outcome.assert(scenario.file().exists(), "the grant is in no file");
     } else {
         assert_handed_over(&outcome);
     }
 }
 
 #[test]
-fn a_folder_that_is_put_in_the_place_of_the_file_leaves_the_grant_in_the_journal_or_on_stdout() {
-    let dir = TempDir::new();
-    let path = dir.write(TOKEN_FILE, token_document());
-    let outcome = meanwhile(&dir, None, || {
+fn a_folder_in_the_place_of_the_file_leaves_the_grant_in_the_journal() {
+    let scenario = granting();
+    let path = scenario.file();
+    let outcome = meanwhile(&scenario, None, || {
         fs::remove_file(&path).expect("a file");
         fs::create_dir(&path).expect("a folder");
     });
     assert_handed_over(&outcome);
     outcome.assert_says(".token.json.sf-refresh");
-    assert_eq!(dir.json(".token.json.sf-refresh")["refresh_token"], "RT-new-one");
+    assert_eq!(scenario.dir.json(".token.json.sf-refresh")["refresh_token"], "RT-new-one");
 }
 
 #[test]
-fn a_file_replaced_by_another_with_its_journal_gone_keeps_a_grant_that_can_be_found() {
-    let dir = TempDir::new();
-    dir.write(TOKEN_FILE, token_document());
-    let outcome = meanwhile(&dir, None, || {
-        fs::remove_file(dir.join(".token.json.sf-refresh")).expect("a journal");
-        let other = dir.write("other", token_document());
-        fs::rename(other, dir.join(TOKEN_FILE)).expect("to rename");
+fn a_file_replaced_with_its_journal_gone_keeps_a_grant_to_be_found() {
+    let scenario = granting();
+    let outcome = meanwhile(&scenario, None, || {
+        fs::remove_file(scenario.journal()).expect("a journal");
+        let other = scenario.dir.write("other", token_document());
+        fs::rename(other, scenario.file()).expect("to rename");
     });
     if outcome.status() == 0 {
-        assert_eq!(dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
+        assert_eq!(scenario.dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
     } else {
         assert_handed_over(&outcome);
     }

@@ -55,7 +55,7 @@ fn the_version_goes_to_stdout() {
 }
 
 #[test]
-fn help_that_cannot_be_written_is_a_failure_and_help_that_nobody_reads_is_none() {
+fn help_that_cannot_be_written_fails_and_help_nobody_reads_does_not() {
     let dir = TempDir::new();
     let full = Run::new(&dir).arg("--help").stdout(full_device()).run();
     full.assert(full.status() != 0, "a full disk went unnoticed");

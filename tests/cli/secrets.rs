@@ -1,0 +1,151 @@
+//! What a run must not show: every secret in play, and how it may look in a text.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::harness::Run;
+use crate::server::http::{base64, form_encoded};
+
+/// What a run must not show.
+#[derive(Default)]
+pub struct Secrets {
+    all: BTreeSet<String>,
+    access_tokens: BTreeSet<String>,
+    client_secrets: BTreeSet<String>,
+}
+
+impl Secrets {
+    /// All that was in play: in the folder before and after, in the environment, on stdin, in
+    /// options and on the wire.
+    pub fn of(run: &Run, texts: impl Iterator<Item = String>) -> Self {
+        let mut secrets = Self::default();
+        let stdin = String::from_utf8_lossy(&run.stdin).into_owned();
+        texts.chain([stdin]).for_each(|text| secrets.add_document(&text));
+        for (name, value) in &run.env {
+            secrets.add_variable(&name.to_string_lossy(), &value.to_string_lossy());
+        }
+        secrets.add_options(run);
+        secrets.all.extend(run.secrets.iter().cloned());
+        if let Some(server) = run.server {
+            secrets.all.extend(server.secrets());
+            secrets.access_tokens.extend(server.access_tokens());
+        }
+        // What is shorter is found in any text.
+        secrets.all.retain(|secret| secret.len() >= 4);
+        secrets
+    }
+
+    /// The first secret that a text shows, be it an access token or not, in any spelling.
+    pub fn shown_in(&self, text: &str, access_tokens_too: bool) -> Option<&String> {
+        let hidden = |secret: &&String| access_tokens_too || !self.access_tokens.contains(*secret);
+        let shows = |secret: &&String| spellings(secret).iter().any(|it| text.contains(it));
+        self.all.iter().filter(hidden).find(shows)
+    }
+
+    /// The tokens of a document, whole or not; the text itself where it is a line and no document.
+    fn add_document(&mut self, text: &str) {
+        let text = text.trim_start_matches('\u{FEFF}').trim();
+        if let Some(url) = text.strip_prefix("force://") {
+            self.add_sfdx(url);
+        } else if is_a_line(text) {
+            self.all.insert(text.to_owned());
+            self.client_secrets.insert(text.to_owned());
+        }
+        for name in ["access_token", "refresh_token", "id_token", "signature", "sfdxAuthUrl"] {
+            for value in string_members(text, name) {
+                match name {
+                    "access_token" => _ = self.access_tokens.insert(value.clone()),
+                    "sfdxAuthUrl" => self.add_sfdx(value.trim_start_matches("force://")),
+                    _ => {}
+                }
+                self.all.insert(value);
+            }
+        }
+    }
+
+    /// All parts of `ID:SECRET:REFRESH@HOST` that are secret.
+    fn add_sfdx(&mut self, url: &str) {
+        let grant = url.trim().rsplit_once('@').map_or(url, |(grant, _)| grant);
+        let mut parts = grant.rsplit(':');
+        self.all.extend(parts.next().map(str::to_owned));
+        let secret = parts.next().map(str::to_owned);
+        self.client_secrets.extend(secret.clone());
+        self.all.extend(secret);
+    }
+
+    fn add_variable(&mut self, name: &str, value: &str) {
+        match name.to_ascii_uppercase().as_str() {
+            "SF_CLIENT_SECRET" => {
+                self.all.insert(value.to_owned());
+                self.client_secrets.insert(value.to_owned());
+            }
+            "SFDX_AUTH_URL" => self.add_document(value),
+            "HTTPS_PROXY" | "ALL_PROXY" | "SF_TOKEN_ENDPOINT" => self.add_url(value),
+            _ => {}
+        }
+    }
+
+    /// User information and query of an URL.
+    fn add_url(&mut self, url: &str) {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        if let Some((user, _)) = rest.rsplit_once('@') {
+            let password = user.split_once(':').map_or(user, |(_, password)| password);
+            self.all.extend([user.to_owned(), password.to_owned()]);
+        }
+        self.all.extend(rest.split_once('?').map(|(_, query)| query.to_owned()));
+    }
+
+    /// The values of `--data`, what an endpoint URL hides, and Basic credentials.
+    fn add_options(&mut self, run: &Run) {
+        let words: Vec<_> = run.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let mut client_ids: Vec<String> = Vec::new();
+        for pair in words.windows(2) {
+            match (&*pair[0], &*pair[1]) {
+                ("-d" | "--data", field) => {
+                    let value = field.split_once('=').map(|(_, value)| value.to_owned());
+                    // A short one is a flag such as a scope.
+                    self.all.extend(value.filter(|v| v.len() >= 8 && v != "refresh_token"));
+                }
+                ("-e" | "--endpoint", url) => self.add_url(url),
+                ("-i" | "--client-id", id) => client_ids.push(id.to_owned()),
+                _ => {}
+            }
+        }
+        let by_env = run.env.iter().filter(|(name, _)| name == "SF_CLIENT_ID");
+        client_ids.extend(by_env.map(|(_, id)| id.to_string_lossy().into_owned()));
+        for (id, secret) in
+            client_ids.iter().flat_map(|id| self.client_secrets.iter().map(move |s| (id, s)))
+        {
+            let encoded = format!("{}:{}", form_encoded(id), form_encoded(secret));
+            self.all.insert(base64(encoded.as_bytes()));
+            self.all.insert(base64(format!("{id}:{secret}").as_bytes()));
+        }
+    }
+}
+
+/// Whether a text is one line and no JSON.
+fn is_a_line(text: &str) -> bool {
+    let is_short = text.len() < 4096;
+    is_short
+        && !text.contains(['\n', '{', '[', '\u{FFFD}', '\0'])
+        && serde_json::from_str::<Value>(text).is_err()
+}
+
+/// The string values of a member wherever it is in a text, be it whole JSON or not.
+fn string_members(text: &str, name: &str) -> Vec<String> {
+    let key = format!("\"{name}\"");
+    let values = text.match_indices(&key).filter_map(|(at, _)| {
+        let rest = text[at + key.len()..].trim_start().strip_prefix(':')?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        values.next()?.ok()?.as_str().map(str::to_owned)
+    });
+    values.collect()
+}
+
+/// How a secret may look in a text: as it is, in a form, in an URL, in JSON.
+fn spellings(secret: &str) -> [String; 4] {
+    let form = form_encoded(secret);
+    let json = Value::from(secret).to_string();
+    [secret.to_owned(), form.replace('+', "%20"), form, json[1..json.len() - 1].to_owned()]
+}
