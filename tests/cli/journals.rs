@@ -44,7 +44,7 @@ fn a_journal_that_is_newer_than_the_file_wins() {
 }
 
 #[test]
-fn a_file_that_is_newer_than_a_journal_wins_and_the_journal_is_kept() {
+fn a_file_newer_than_a_journal_wins_and_the_journal_is_kept() {
     let scenario = left_over(1, 2, REFRESH_TOKEN);
     let outcome = scenario.run(&[]);
     outcome.assert_ok().assert_sent(1);
@@ -91,7 +91,7 @@ fn a_recovered_token_is_as_old_as_its_journal() {
 }
 
 #[test]
-fn a_token_three_hours_old_is_not_fresh_the_moment_it_is_recovered() {
+fn a_token_three_hours_old_is_not_fresh_when_it_is_recovered() {
     let scenario = left_over(4, 3, ITS_REFRESH_TOKEN);
     scenario.run(&["--if-older-than", "2h"]).assert_ok().assert_sent(1);
     scenario.assert_in_step();
@@ -175,7 +175,7 @@ fn a_login_that_took_the_name_waits_for_the_run_that_lives() {
 // ---- Over the text of the file ----
 
 #[test]
-fn a_file_with_several_names_has_a_private_journal_while_it_waits() {
+fn a_file_with_several_names_has_a_private_journal() {
     let scenario = Scenario::strict();
     set_mode(&scenario.file(), 0o644);
     fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
@@ -247,7 +247,7 @@ fn room_that_was_made_in_the_file_stays_and_does_not_grow() {
 }
 
 #[test]
-fn the_grant_of_a_killed_run_in_a_file_with_several_names_is_recovered() {
+fn a_grant_for_a_file_with_several_names_is_recovered() {
     let scenario = left_over(2, 1, ITS_REFRESH_TOKEN);
     fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
     scenario.run(&[]).assert_ok().assert_sent(1);

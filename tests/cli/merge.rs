@@ -13,7 +13,7 @@ const GRANT: &str = r#"{"access_token":"AT-new-one","refresh_token":"RT-new-one"
 // ---- Odd replies ----
 
 #[test]
-fn a_rotated_refresh_token_is_saved_although_the_access_token_is_unusable() {
+fn a_rotated_refresh_token_is_saved_beside_an_unusable_access_token() {
     let unusable = [
         "",
         r#""access_token":null,"#,

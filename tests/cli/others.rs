@@ -36,7 +36,7 @@ fn meanwhile(scenario: &Scenario, act: impl FnOnce()) -> Outcome {
 // ---- Rotated by another program ----
 
 #[test]
-fn a_refresh_token_that_another_program_rotated_is_sent_in_its_turn() {
+fn a_refresh_token_rotated_by_another_program_is_sent_in_its_turn() {
     for write in [by_rename, by_overwriting] {
         // The endpoint knows the token of the other program alone.
         let oauth = OAuth::new().refresh_token(THEIR_REFRESH_TOKEN);
