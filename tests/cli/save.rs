@@ -478,13 +478,13 @@ fn a_journal_removed_while_the_server_thinks_does_not_cost_the_grant() {
 }
 
 #[test]
-fn a_file_that_is_removed_while_the_server_thinks_is_made_anew() {
+fn a_file_that_is_removed_while_the_server_thinks_is_not_made_anew() {
     let scenario = granting();
     let path = scenario.file();
-    let outcome = meanwhile(&scenario, None, || fs::remove_file(path).expect("a file"));
-    outcome.assert_ok();
-    assert_eq!(scenario.dir.json(TOKEN_FILE)["refresh_token"], "RT-new-one");
-    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+    let outcome = meanwhile(&scenario, None, || fs::remove_file(&path).expect("a file"));
+    assert_handed_over(&scenario, &outcome);
+    assert!(!path.exists(), "the file that somebody removed is there again");
+    assert!(!scenario.journal().exists(), "the journal is still there");
 }
 
 /// The grant is where the message says: in a file of its own or on stdout.

@@ -213,7 +213,7 @@ fn a_stop_between_two_tries_ends_it_and_leaves_the_file_as_it_was() {
         let busy = Reply::html(503).header("Retry-After", "50");
         let scenario = Scenario::scripted([busy]);
         let mut run = scenario.command().args(["-v", "--timeout", "60", TOKEN_FILE]).start();
-        run.wait_for("trying again");
+        run.wait_for("HTTP 503");
         let start = std::time::Instant::now();
         run.signal(signal);
         let outcome = run.wait();
