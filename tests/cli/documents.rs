@@ -66,8 +66,8 @@ fn a_file_that_is_not_json_is_refused_with_the_place() {
         document.replace("\"Bearer\"", "\"a\tb\""),
         document.replace("\"Bearer\"", r#""\x""#),
         document.replace("\"Bearer\"", "True"),
-        "\0".repeat(4096),
-        format!("{document}\0"),
+        format!("{document}\0x"),
+        format!("\0{document}"),
     ];
     for text in cases {
         assert_refused(text, "is not JSON");
@@ -178,7 +178,8 @@ fn a_file_of_more_than_a_mebibyte_is_refused_and_one_of_less_is_not() {
         document.replace("Bearer", &format!("Bearer{filler}"))
     };
     assert_eq!(padded(1 << 20).len(), 1 << 20);
-    let scenario = Scenario::strict().token(padded((1 << 20) + 1));
+    // The newline at its end does not count.
+    let scenario = Scenario::strict().token(padded((1 << 20) + 2));
     scenario.run(&[]).assert_failed_unsent(1).assert_says("too large");
     let scenario = Scenario::strict().token(padded((1 << 20) - 4096));
     scenario.run(&[]).assert_ok();

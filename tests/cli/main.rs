@@ -5,13 +5,18 @@ mod docs;
 mod documents;
 mod folder;
 mod harness;
+mod journals;
+mod lost;
+mod merge;
 mod mutations;
 mod network;
 mod options;
+mod others;
 mod output;
 mod reply;
 mod save;
 mod secrets;
 #[path = "../support/server.rs"]
 mod server;
+mod stops;
 mod usage;

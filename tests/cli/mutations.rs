@@ -284,11 +284,24 @@ fn around(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// The members of a document as the program has to see them.
+/// The members of a token file; the power may have failed while it was being cut.
 fn members(bytes: &[u8]) -> Option<Map<String, Value>> {
     let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    match serde_json::from_slice(text) {
+    let is_blank = |byte: &u8| b" \t\r\n\0".contains(byte);
+    let end = text.iter().rposition(|byte| !is_blank(byte)).map_or(0, |at| at + 1);
+    match serde_json::from_slice(&text[..end]) {
         Ok(Value::Object(members)) => Some(members),
+        _ => None,
+    }
+}
+
+/// The members of a reply: its first JSON value counts, whatever follows.
+fn reply_members(bytes: &[u8]) -> Option<Map<String, Value>> {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    match values.next() {
+        Some(Ok(Value::Object(members))) => Some(members),
         _ => None,
     }
 }
@@ -309,8 +322,9 @@ fn merged(
     if let (false, Some(now)) = (reply.contains_key("issued_at"), saved.get("issued_at")) {
         file.entry("issued_at").and_modify(|then| now.clone_into(then));
     }
+    let rotates = token(&reply, "refresh_token").is_some();
     for (name, value) in reply {
-        if name != "refresh_token" || value.as_str().is_some_and(|token| !token.is_empty()) {
+        if name != "refresh_token" || rotates {
             file.insert(name, value);
         }
     }
@@ -408,6 +422,11 @@ fn any_reply_is_a_whole_grant_or_changes_nothing() {
         match (outcome.status(), answer.grant()) {
             (0, Some(reply)) if answer.intact => assert_holds(&scenario, &outcome, old, reply),
             (0, _) => assert_whole(&scenario, &outcome),
+            (5, None) if scenario.member("refresh_token") != REFRESH_TOKEN => {
+                outcome.assert(!answer.intact || answer.rotates(), "a refresh token of nowhere");
+                assert_eq!(scenario.member("access_token"), OLD_ACCESS_TOKEN);
+                assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+            }
             (_, Some(_)) if answer.intact => outcome.fail("a grant was lost"),
             (status, _) => {
                 outcome.assert((3..=5).contains(&status), "a status for another time");
@@ -521,10 +540,16 @@ impl Answer {
 
     /// The members of a grant, where it is one.
     fn grant(&self) -> Option<Map<String, Value>> {
-        let text = String::from_utf8_lossy(&self.body);
-        let members = members(text.as_bytes())?;
+        let members = reply_members(&self.body).filter(|_| (200..=299).contains(&self.status))?;
         token(&members, "access_token")?;
-        (200..=299).contains(&self.status).then_some(members)
+        Some(members)
+    }
+
+    /// Whether it brings another refresh token.
+    fn rotates(&self) -> bool {
+        let members = reply_members(&self.body).filter(|_| (200..=299).contains(&self.status));
+        let members = members.unwrap_or_default();
+        token(&members, "refresh_token").is_some_and(|token| token != REFRESH_TOKEN)
     }
 
     /// The status, where it is certain that it came and is none of success.
