@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -86,9 +87,17 @@ def token_file(path):
     return path
 
 
-def sf_refresh(binary, options, *files):
+def sf_refresh(binary, options, *files, url=None):
     """The command line of sf-refresh."""
-    return [binary, "-q", "-i", "CONSUMER_KEY", "-e", options.url, "--ca-cert", options.ca, *files]
+    url = url or options.url
+    return [binary, "-q", "-i", "CONSUMER_KEY", "-e", url, "--ca-cert", options.ca, *files]
+
+
+def one_post(options, url=None):
+    """The command line of curl for the same request, without a file."""
+    form = ["grant_type=refresh_token", "client_id=CONSUMER_KEY", "refresh_token=5Aep-RT-0-first"]
+    data = [word for field in form for word in ("-d", field)]
+    return ["curl", "-sS", "--fail", "--cacert", options.ca, *data, url or options.url]
 
 
 def contenders(options):
@@ -102,7 +111,6 @@ def contenders(options):
         return f"{os.path.getsize(path) / 1e6:.2f} MB"
 
     version = version_of(options.static, "--version")
-    form = ["grant_type=refresh_token", "client_id=CONSUMER_KEY", "refresh_token=5Aep-RT-0-first"]
     curl = version_of("curl", "--version")
     yield Contender(
         "sf-refresh, static",
@@ -122,12 +130,7 @@ def contenders(options):
         [options.floor, options.ca, options.url.split("/")[2], file("floor")],
         megabytes(options.floor),
     )
-    data = [word for field in form for word in ("-d", field)]
-    yield Contender(
-        "curl, one POST, nothing saved",
-        curl,
-        ["curl", "-sS", "--fail", "--cacert", options.ca, *data, options.url],
-    )
+    yield Contender("curl, one POST, nothing saved", curl, one_post(options))
     yield Contender(
         "script with curl and jq",
         f"{curl}, {version_of('jq', '--version')}",
@@ -198,6 +201,57 @@ def per_file(options):
         yield call.name, seconds, ratio(call, calls[0]) / call.name
 
 
+def by_shell(command, script):
+    """A shell script with a command's words as its arguments."""
+    return ["sh", "-ec", script, "sh", *command]
+
+
+def tasks(options):
+    """What users feel: (task, ours, whom beside, the other's, rounds, most of it)."""
+
+    def file(name, **members):
+        path = os.path.join(options.work, f"{name}.json")
+        with open(path, "w", encoding="utf-8") as document:
+            json.dump(TOKEN | members, document)
+        return path
+
+    def ours(*files, url=None):
+        return sf_refresh(options.static, options, *files, url=url)
+
+    def pair(task, our_command, name, command, rounds, most):
+        return Contender(task, "", our_command), Contender(name, "", command), rounds, most
+
+    few = max(3, options.rounds // 4)
+    far = one_post(options, options.far)
+    name = "an endpoint that thinks 200 ms, 50 ms away"
+    yield pair(name, ours(file("far"), url=options.far), "curl", far, few, 1.0)
+    if options.dead:
+        dead = one_post(options, options.dead)
+        name = "a first address that is dead"
+        yield pair(name, ours(file("dead"), url=options.dead), "curl", dead, few, 1.5)
+    files = [file(f"org-{number}") for number in range(200)]
+    one_by_one = by_shell(one_post(options), 'for i in $(seq 200); do "$@"; done')
+    yield pair("200 files, one call", ours(*files), "curl, 200 times", one_by_one, few, 0.35)
+    crowd = f'printf "%s\\0" {shlex.quote(options.work)}/org-*.json | xargs -0 -n 1 -P 16 "$@"'
+    crowd_of_curls = by_shell(one_post(options), 'seq 200 | xargs -I{} -P 16 "$@"')
+    name = "200 files, 16 processes at a time"
+    yield pair(name, by_shell(ours(), crowd), "curl, 16 at a time", crowd_of_curls, few, 0.35)
+    fresh = file("young", issued_at=str(int(time.time() * 1000)))
+    asked = [*ours(fresh), "--if-older-than", "1h"]
+    name = "a token that is young enough"
+    yield pair(name, asked, "an empty static program", [options.empty], options.rounds * 5, 1.2)
+
+
+def round_trips(contender, log):
+    """How many round trips one run makes through the relay, which writes them to a log."""
+    open(log, "w", encoding="utf-8").close()
+    contender.run()
+    while not os.path.getsize(log):
+        time.sleep(0.01)
+    with open(log, encoding="utf-8") as lines:
+        return sum(map(int, lines))
+
+
 def table(headings, rows):
     """Prints a markdown table; the first two columns are text."""
     print("| " + " | ".join(headings) + " |")
@@ -210,9 +264,10 @@ def table(headings, rows):
 def main():
     """Measures, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ["work", "url", "ca", "static", "dynamic", "floor"]:
+    for name in ["work", "url", "ca", "static", "dynamic", "floor", "far", "round-trips", "empty"]:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--server", required=True, help="what answers, for the heading")
+    parser.add_argument("--dead", required=True, help="a URL whose first address is, or nothing")
     parser.add_argument("--python", required=True, help="one with requests-oauthlib, if any")
     parser.add_argument("--node-packages", required=True, help="where jsforce is, if anywhere")
     parser.add_argument("--rounds", type=int, default=40)
@@ -229,6 +284,10 @@ def main():
     for contender in (*measured[:2], floor, curl):
         contender.instructions = instructions(contender, options)
     costs = list(per_file(options))
+    felt = list(tasks(options))
+    for one, other, rounds, _ in felt:
+        take_turns([one, other], rounds)
+    trips = [round_trips(one, options.round_trips) for one in felt[0][:2]]
 
     print(
         f"{datetime.date.today()}, {os.uname().machine}, {os.cpu_count()} CPUs, "
@@ -260,19 +319,33 @@ def main():
             ["ratio", "", *(f"{to_one:.2f}" for _, _, to_one in costs)],
         ],
     )
+    table(
+        ["task", "beside", "wall", "beside", "ratio"],
+        [
+            [
+                one.name,
+                other.name,
+                *(f"{statistics.median(each.seconds) * 1000:.2f} ms" for each in (one, other)),
+                f"{ratio(one, other):.2f}",
+            ]
+            for one, other, _, _ in felt
+        ],
+    )
     targets = [
-        ("wall, to curl alone", ratio(ours, curl), 0.45),
-        ("wall, to the script with curl and jq", ratio(ours, script), 0.09),
-        ("wall, to the floor", ratio(ours, floor), 1.5),
-        ("peak memory, to curl alone", ours.memory / curl.memory, 0.25),
-        ("million instructions", ours.instructions / 1e6, 4.0),
+        ("wall, to curl alone", ratio(ours, curl), 0.35),
+        ("wall, to the script with curl and jq", ratio(ours, script), 0.05),
+        ("wall, to the floor", ratio(ours, floor), 1.35),
+        ("peak memory, to curl alone", ours.memory / curl.memory, 0.16),
+        ("million instructions", ours.instructions / 1e6, 3.2),
         ("static binary, MB", os.path.getsize(options.static) / 1e6, 1.9),
-        ("a file of 300, to a single run", costs[COUNTS.index(300)][2], 0.35),
+        ("a file of 300, to a single run", costs[COUNTS.index(300)][2], 0.27),
+        *((f"{one.name}, to {other.name}", ratio(one, other), most) for one, other, _, most in felt),
+        ("round trips, connection aside", *trips),
     ]
     table(
         ["target of sf-refresh, static", "", "measured", "at most"],
         [
-            [name, "reached" if value <= limit else "missed", f"{value:.2f}", f"{limit}"]
+            [name, "reached" if value <= limit else "missed", f"{value:.3g}", f"{limit}"]
             for name, value, limit in targets
         ],
     )

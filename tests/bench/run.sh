@@ -15,9 +15,13 @@ prepare() {
     must jq jq
     must valgrind valgrind
     [ -x /usr/bin/time ] || install time || { echo 'bench: cannot have: time' >&2 && exit 1; }
-    build dynamic
+    build dynamic stand_in
     quietly sh .packaging/build.sh static "$musl" --bins --example floor ||
         { cat "$work/build" && exit 1; }
+    # What no program can do without.
+    mkdir -p "$target/bench"
+    echo 'fn main() {}' | rustc --crate-name empty --target "$musl" -C opt-level=s -C lto=fat \
+        -C panic=abort -C strip=symbols -o "$target/bench/empty" -
     python_folder oauth requests-oauthlib ||
         echo "skipped: Python, requests-oauthlib ($(tail -n 1 "$work/install"))"
     { need npm nodejs npm && npm_folder jsforce jsforce; } ||
@@ -28,9 +32,24 @@ prepare() {
 [ -n "${ISOLATED:-}" ] || prepare
 isolate bench
 # The token files are on the disk of the build folder: in memory fsync would cost nothing.
-mkdir -p "$target/bench"
 disk=$(mktemp -d "$target/bench/work.XXXXXX")
 trap 'rm -rf "$disk"; finish' EXIT
+# An endpoint that thinks, and a long way to it.
+endpoint --delay 200
+far=$(free_ports 1)
+thinking=${url##*:}
+background python3 "$here/relay.py" "$far" "${thinking%%/*}" 50 "$work/round-trips"
+wait_for_port "$far"
+# A name whose first address never answers: packets to this neighbour go nowhere.
+echo '127.0.0.1 localhost login.example.test
+2001:db8::2 login.example.test' | replace_file /etc/hosts
+dead=login.example.test
+{
+    ip link add dead type veth peer name nowhere && ip link set dead up &&
+        ip link set nowhere up && ip address add 2001:db8::1/64 dev dead nodad &&
+        ip neighbour add 2001:db8::2 lladdr 02:00:00:00:00:02 dev dead nud permanent
+} 2>"$work/err" || { dead='' && echo "skipped: a dead address ($(tail -n 1 "$work/err"))"; }
+
 secret=$(printf 'AR8AQ%.0s' $(seq 19))
 port=$(free_ports 1)
 start_nginx "$port" <<CONF
@@ -50,4 +69,6 @@ python3 "$here/bench.py" --work "$disk" --url "https://127.0.0.1:$port/services/
     --ca "$certs/ca.pem" --static "$static" --dynamic "$dynamic" \
     --floor "$(dirname "$static")/examples/floor" --server "$(nginx -v 2>&1 | sed 's/.*: //')" \
     --python "$target/python/oauth/bin/python" --node-packages "$target/npm/jsforce" \
+    --far "https://localhost:$far/services/oauth2/token" --round-trips "$work/round-trips" \
+    --dead "${dead:+https://$dead:$port/services/oauth2/token}" --empty "$target/bench/empty" \
     --rounds "${BENCH_ROUNDS:-40}"
