@@ -10,6 +10,8 @@ TARGETS = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 export CARGO
 # Where everything is built.
 BUILD = $(or $(CARGO_TARGET_DIR),target)
+BIN = $(DESTDIR)$(PREFIX)/bin
+MAN = $(DESTDIR)$(PREFIX)/share/man/man1
 
 .PHONY: all static dist vendor man demo test e2e torture bench ship check install uninstall clean
 
@@ -19,19 +21,19 @@ all:
 
 # A static binary for any musl target: make static TARGET=aarch64-unknown-linux-musl
 static:
-	sh tests/ship/static.sh $(TARGET)
+	sh .packaging/build.sh static $(TARGET)
 
 # target/dist: an archive with the static binary for each of TARGETS, and SHA256SUMS
 dist:
-	sh tests/ship/dist.sh $(TARGETS)
+	sh .packaging/build.sh dist $(TARGETS)
 
 # An archive of the source and every crate, to build from without a network
 vendor:
-	sh tests/ship/vendor.sh
+	sh .packaging/build.sh vendor
 
 # The man page, target/sf-refresh.1, from --help; needs help2man
 man: all
-	sh tests/ship/man.sh $(BUILD)/release/sf-refresh
+	sh .packaging/build.sh man $(BUILD)/release/sf-refresh
 
 # Renew a sample token file against a stand-in endpoint, and show it before and after
 demo:
@@ -44,7 +46,7 @@ test:
 
 # The release builds before real servers, proxies and resolvers
 e2e:
-	sh tests/e2e/run.sh
+	sh tests/run.sh e2e/oidc-provider e2e/nginx e2e/proxies e2e/names
 
 # Kill it at each system call, fail each, run many at once; COUNT=200000 for so many mutations
 torture:
@@ -57,23 +59,26 @@ bench:
 
 # Whether static, dist, vendor, man, install and the recipes do what the README says
 ship:
-	sh tests/ship/run.sh
+	sh tests/run.sh ship/packages ship/offline recipes/run
 
-# Formatting, and clippy with warnings as errors
+# Formatting, and clippy and (if it is here) shellcheck with warnings as errors
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	! command -v shellcheck >/dev/null || \
+		shellcheck -x -P SCRIPTDIR -S warning .ci/run .packaging/*.sh tests/*.sh tests/*/*.sh
 
-install: all
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(BUILD)/release/sf-refresh $(DESTDIR)$(PREFIX)/bin/sf-refresh
+# Binary and man page, as they are built, into PREFIX; builds nothing
+install:
+	@test -x $(BUILD)/release/sf-refresh || { echo "nothing is built: run make first" >&2; exit 1; }
+	install -d $(BIN)
+	install -m 755 $(BUILD)/release/sf-refresh $(BIN)/sf-refresh
 	if [ -f $(BUILD)/sf-refresh.1 ]; then \
-		install -d $(DESTDIR)$(PREFIX)/share/man/man1 && \
-		install -m 644 $(BUILD)/sf-refresh.1 $(DESTDIR)$(PREFIX)/share/man/man1/sf-refresh.1; \
+		install -d $(MAN) && install -m 644 $(BUILD)/sf-refresh.1 $(MAN)/sf-refresh.1; \
 	fi
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/sf-refresh $(DESTDIR)$(PREFIX)/share/man/man1/sf-refresh.1
+	rm -f $(BIN)/sf-refresh $(MAN)/sf-refresh.1
 
 clean:
 	$(CARGO) clean

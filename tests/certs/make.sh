@@ -3,6 +3,7 @@
 # Each NAME.pem holds its certificates (leaf first) and its private key; the two
 # CA files hold the certificate alone, and their keys are thrown away.
 # The private keys guard nothing: no one but the tests trusts these CAs.
+# shellcheck disable=SC2154
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

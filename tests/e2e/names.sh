@@ -1,11 +1,10 @@
 #!/bin/sh
 # Name servers with bad habits, before the dynamic build (glibc's resolver) and the static one
 # (musl's). In namespaces of its own, with an /etc/resolv.conf and an /etc/hosts of its own.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 need nginx nginx-light || skip_all names 'the package nginx-light cannot be had'
 need ip iproute2 || skip_all names 'the package iproute2 cannot be had'
 isolate names
-ip link set lo up
 echo '127.0.0.1 localhost' | replace_file /etc/hosts
 echo 'hosts: files dns' | replace_file /etc/nsswitch.conf
 echo >"$work/resolv.conf"

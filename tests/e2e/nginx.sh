@@ -1,6 +1,6 @@
 #!/bin/sh
 # nginx as token endpoint: TLS versions, keep-alive, client certificates, redirects, rate limits.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 need nginx nginx-light || skip_all nginx 'the package nginx-light cannot be had'
 
 free_ports 7 >"$work/ports"

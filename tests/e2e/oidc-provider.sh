@@ -1,7 +1,7 @@
 #!/bin/sh
 # oidc-provider, a certified OAuth2 server, with rotation of refresh tokens: three kinds of client,
 # five renewals in a row, dead tokens, wrong clients, a copied token file.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 need node nodejs || skip_all oidc-provider 'the package nodejs cannot be had'
 need npm npm || skip_all oidc-provider 'the package npm cannot be had'
 

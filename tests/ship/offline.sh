@@ -2,11 +2,9 @@
 # The archive of `make vendor`: unpacked elsewhere, in a network namespace with nothing but loopback
 # and with an empty cargo home, it builds and passes its tests.
 # shellcheck disable=SC2154
-. "$(dirname "$0")/../e2e/lib.sh"
-. "$here/checkout.sh"
+. "$(dirname "$0")/../lib.sh"
 
 cd "$root"
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 name=sf-refresh-$version-vendored
 folder=$target/ship/air-gapped
 # As root without a user namespace: in one, files cannot change to most owners.

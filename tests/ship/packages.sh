@@ -1,26 +1,13 @@
 #!/bin/sh
 # The static binaries, the archives with them, the man page, and what cargo packs and installs.
 # shellcheck disable=SC2154
-. "$(dirname "$0")/../e2e/lib.sh"
-. "$here/checkout.sh"
+. "$(dirname "$0")/../lib.sh"
 
-musl=x86_64-unknown-linux-musl
 arm=aarch64-unknown-linux-musl
 dist=$target/dist
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
-: >"$work/err"
 cd "$root"
 
 # ---- The binaries ----
-
-# endpoint: a strict endpoint over TLS, its URL in $url.
-endpoint() {
-    rm -f "$work/url"
-    background "$target/debug/examples/stand-in" --tls server --strict --rotate --forever \
-        --port-file "$work/url"
-    wait_until test -s "$work/url"
-    url=$(cat "$work/url")
-}
 
 check_static() {
     size=$(stat -c %s "$static")
@@ -57,12 +44,12 @@ check_arm() {
         skip "$arm, run" 'the package qemu-user cannot be had'
         return
     }
-    endpoint
+    endpoint --strict --rotate
     new_token
     run qemu-aarch64 "$target/$arm/release/sf-refresh" -e "$url" --ca-cert "$certs/ca.pem" \
-        -i 3MVG9.test_client-id "$token"
+        -i CONSUMER_KEY "$token"
     expect "$arm renews over TLS, under qemu" 0 'granted! saved'
-    run qemu-aarch64 "$target/$arm/release/sf-refresh" -e "$url" -i 3MVG9.test_client-id "$token"
+    run qemu-aarch64 "$target/$arm/release/sf-refresh" -e "$url" -i CONSUMER_KEY "$token"
     expect "$arm refuses a certificate that it does not know" 5
 }
 
@@ -72,14 +59,14 @@ check_empty_root() {
         skip 'an empty root' 'chroot needs root'
         return
     fi
-    endpoint
+    endpoint --strict --rotate
     empty=$work/empty
     mkdir -p "$empty/data"
     cp "$static" "$empty/sf-refresh"
     cp "$certs/ca.pem" "$empty/data/ca.pem"
     token=$empty/data/token.json
     new_token
-    set -- chroot "$empty" /sf-refresh -e "$url" -i 3MVG9.test_client-id
+    set -- chroot "$empty" /sf-refresh -e "$url" -i CONSUMER_KEY
     run "$@" /data/token.json
     expect 'an empty root: the bundled roots do not know a private CA' 5 --ca-cert
     run "$@" --ca-cert /data/ca.pem /data/token.json

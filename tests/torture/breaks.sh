@@ -3,17 +3,20 @@
 # each time. Not part of the default run: each break is a build.
 #
 # usage: breaks.sh [BREAK...]
-set -u
-cd "$(dirname "$0")/../.." || exit 1
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-machine=$(uname -m)
-static=$machine-unknown-linux-musl
-export "CC_${machine}_unknown_linux_musl=cc" PYTHONDONTWRITEBYTECODE=1
-rustup target add "$static" >/dev/null 2>&1
-cargo build --quiet --locked --example stand-in || exit 1
-STAND_IN=$(realpath "${CARGO_TARGET_DIR:-target}/debug/examples/stand-in")
-export STAND_IN
+# shellcheck disable=SC2034
+. "$(dirname "$0")/../lib.sh"
+set +e
+cd "$root" || exit 1
+copy=$work/copy
+mkdir "$copy"
+build stand_in
+export STAND_IN=$stand_in
+
+# Builds the program in the copy, without what takes long and changes nothing here.
+build_copy() {
+    (cd "$copy" && CARGO_TARGET_DIR=$copy/target CARGO_PROFILE_RELEASE_LTO=false \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 sh .packaging/build.sh static "$musl" 2>&1)
+}
 
 # Each break is a sed script for src/main.rs.
 # The document is not synced before it takes the place of the old one.
@@ -28,20 +31,19 @@ no_lock='/fn wait_for_lock(/,/^    }/ s/match self\.handle\.try_lock()/match Ok:
 
 # Builds the program with one break, and runs the torture: it has to fail.
 try() {
-    rm -rf "$copy/src"
-    cp -r Cargo.toml Cargo.lock README.md src tests "$copy" 2>/dev/null
+    rm -rf "$copy/src" "$copy/tests" "$copy/.packaging"
+    cp -r .packaging Cargo.toml Cargo.lock README.md src tests "$copy"
     sed -i "$2" "$copy/src/main.rs"
     if cmp -s src/main.rs "$copy/src/main.rs"; then
         echo "$1: the break no longer finds its place in src/main.rs"
         return 1
     fi
-    if ! (cd "$copy" && CARGO_TARGET_DIR=$copy/target \
-        cargo build --quiet --release --locked --target "$static" \
-        --config profile.release.lto=false --config profile.release.codegen-units=16 2>&1); then
+    if ! build_copy >"$copy/log"; then
+        tail -n 5 "$copy/log"
         echo "$1: does not build"
         return 1
     fi
-    SF_REFRESH=$copy/target/$static/release/sf-refresh sh tests/torture/run.sh --quick \
+    SF_REFRESH=$copy/target/$musl/release/sf-refresh sh tests/torture/run.sh --quick \
         >"$copy/log" 2>&1
     status=$?
     # What a healthy program is told about as well is no sign of the break.
@@ -61,7 +63,8 @@ sh tests/torture/run.sh --quick >"$copy/log" 2>&1
 grep '^FAILED' "$copy/log" | sort >"$copy/healthy"
 grep '^calls killed' "$copy/log" | cut -d'(' -f1 | sed 's/^/    /'
 failed=0
-for name in ${*:-no_fsync truncate_first delete_journal no_lock}; do
+[ $# -gt 0 ] || set -- no_fsync truncate_first delete_journal no_lock
+for name; do
     try "$name" "${!name}" || failed=1
 done
 exit $failed

@@ -1,17 +1,22 @@
-# What the scripts here share: the programs under test, packages, servers, steps and their tally.
-# Sourced, not run. Everything listens on loopback, on ports that are free, and ends with the script.
+# What the scripts of the tests share: the programs under test, packages, steps and their tally,
+# servers. Sourced, not run. Servers listen on loopback, on free ports, and end with the script.
 # shellcheck shell=sh disable=SC2034
 set -eu
 umask 022
 
+# The script's folder, and the project's.
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
+root=$here
+until [ -e "$root/Cargo.toml" ]; do root=$(dirname "$root"); done
 target=${CARGO_TARGET_DIR:-$root/target}
 case $target in /*) ;; *) target=$root/$target ;; esac
 certs=$root/tests/certs
-# The release builds under test; each may be given in the environment.
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
+musl=$(uname -m)-unknown-linux-musl
+# The release builds under test and the endpoint of the tests; each may be given in the environment.
 dynamic=${SF_REFRESH:-$target/release/sf-refresh}
-static=${SF_REFRESH_STATIC:-$target/x86_64-unknown-linux-musl/release/sf-refresh}
+static=${SF_REFRESH_STATIC:-$target/$musl/release/sf-refresh}
+stand_in=${STAND_IN:-$target/debug/examples/stand-in}
 # Daemons live in sbin, which is not on every PATH.
 PATH=$PATH:/usr/sbin:/sbin
 export DEBIAN_FRONTEND=noninteractive
@@ -32,6 +37,43 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# build PROGRAM...: builds these of dynamic, static and stand_in; ends the script if that fails.
+# What the environment names is not built. A static build that cannot be had is no failure.
+build() {
+    for program; do
+        status=0
+        case $program in
+            dynamic) [ -n "${SF_REFRESH:-}" ] || quietly cargo build --release --locked ;;
+            static) [ -n "${SF_REFRESH_STATIC:-}" ] || quietly sh .packaging/build.sh static "$musl" ;;
+            stand_in) [ -n "${STAND_IN:-}" ] || quietly cargo build --locked --bins --examples ;;
+        esac || status=$?
+        case $program,$status in
+            *,0) ;;
+            static,69) rm -f "$static" && echo "no static build: $(tail -n 1 "$work/build")" ;;
+            *) cat "$work/build" && exit 1 ;;
+        esac
+    done
+}
+
+# quietly COMMAND...: runs it in the top folder; what it says goes to $work/build.
+quietly() {
+    (cd "$root" && "$@") >"$work/build" 2>&1
+}
+
+# checkout FOLDER: another checkout of this source: what git knows or would add, as it is now, as
+# one commit at the time of the last.
+checkout() {
+    rm -rf "$1"
+    mkdir -p "$1"
+    git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- |
+        tar --extract --directory "$1"
+    date="$(git log -1 --format=%ct) +0000"
+    git -C "$1" init --quiet
+    git -C "$1" add --all
+    GIT_AUTHOR_DATE=$date GIT_COMMITTER_DATE=$date git -C "$1" -c user.name=ship \
+        -c user.email=ship@example.com -c commit.gpgsign=false commit --quiet --message=ship
+}
 
 # ---- Packages ----
 
@@ -65,18 +107,28 @@ need() {
     has "$command" || { install "$@" && has "$command"; }
 }
 
-# What every script here needs.
+# What every script needs.
 for basic in python3 curl openssl; do
     need $basic $basic || { echo "cannot have: $basic" >&2 && exit 1; }
 done
 
 # npm_folder NAME SPECIFICATION...: fills the cached folder $npm with npm packages.
 npm_folder() {
-    npm=$target/e2e/$1
+    npm=$target/npm/$1
     shift
     mkdir -p "$npm"
     [ -f "$npm/package.json" ] || echo '{"private":true,"type":"module"}' >"$npm/package.json"
-    (cd "$npm" && npm install --prefer-offline --no-audit --no-fund --loglevel=error "$@") >"$work/install" 2>&1
+    (cd "$npm" && npm install --prefer-offline --no-audit --no-fund --loglevel=error "$@") \
+        >"$work/install" 2>&1
+}
+
+# python_folder NAME SPECIFICATION...: the same for packages from PyPI, with a Python that finds
+# them, $python/bin/python.
+python_folder() {
+    python=$target/python/$1
+    shift
+    [ -x "$python/bin/python" ] || python3 -m venv "$python" >"$work/install" 2>&1 || return 1
+    "$python/bin/pip" install --quiet "$@" >"$work/install" 2>&1
 }
 
 # ---- Steps ----
@@ -100,9 +152,21 @@ skip() {
     echo "skipped: $1 ($2)"
 }
 
-# check NAME PROBLEM: one step; it passes where there is no problem.
+# check NAME PROBLEM: one step; it passes if there is no problem.
 check() {
     if [ -z "$2" ]; then pass "$1"; else fail "$1" "$2"; fi
+}
+
+# step NAME COMMAND...: one step, which passes if the command does; so does the function.
+# Leaves what the command said in $work/out.
+step() {
+    title=$1
+    shift
+    : >"$work/err"
+    status=0
+    "$@" >"$work/out" 2>&1 </dev/null || status=$?
+    check "$title" "$([ $status = 0 ] || echo "exit status $status")"
+    return $status
 }
 
 # The last line of a script, and its status.
@@ -110,7 +174,7 @@ close() {
     tally="$passed passed, $failed failed"
     [ "$skipped" = 0 ] || tally="$tally, $skipped skipped"
     echo "$tally"
-    [ -z "${E2E_TALLY:-}" ] || echo "$passed $failed $skipped" >>"$E2E_TALLY"
+    [ -z "${TALLY:-}" ] || echo "$passed $failed $skipped" >>"$TALLY"
     [ "$failed" = 0 ] || exit 1
     exit 0
 }
@@ -169,6 +233,21 @@ member() {
 
 # ---- Servers ----
 
+# endpoint OPTION...: a new endpoint of the tests over TLS in the place of the last, which knows the
+# client CONSUMER_KEY; its URL in $url, a line for each request in $work/log.
+endpoint() {
+    [ -z "${endpoint:-}" ] || kill "$endpoint"
+    rm -f "$work/url" "$work/log"
+    background "$stand_in" --tls server --forever --client-id CONSUMER_KEY --log "$work/log" \
+        --port-file "$work/url" "$@"
+    endpoint=$server
+    wait_until test -s "$work/url" || {
+        fail 'the endpoint starts' "$(cat "$work/server.log")"
+        close
+    }
+    url=$(cat "$work/url")
+}
+
 # free_ports NUMBER: that many ports of 127.0.0.1 that nobody listens on, one a line.
 free_ports() {
     python3 -c '
@@ -213,14 +292,15 @@ wait_until() {
     return 1
 }
 
-# isolate GROUP: runs the script again in a mount and a network namespace of its own, in which there
-# is nothing but loopback, and in which /etc/hosts and /etc/resolv.conf can be replaced.
+# isolate NAME: runs the script again in a mount and a network namespace of its own, in which there
+# is nothing but loopback, and in which /etc/hosts and /etc/resolv.conf can be replaced. Once there,
+# ISOLATED is set. Without namespaces the script called NAME is skipped.
 isolate() {
-    [ -z "${E2E_ISOLATED:-}" ] || return 0
-    unshare -m -n true 2>/dev/null || skip_all "$1" "no namespaces here"
+    [ -z "${ISOLATED:-}" ] || { ip link set lo up && return; }
+    unshare -m -n true 2>/dev/null || skip_all "$1" 'no namespaces here'
     rm -rf "$work"
     trap - EXIT
-    E2E_ISOLATED=yes exec unshare -m -n sh "$here/$1.sh"
+    ISOLATED=yes exec unshare -m -n sh "$0"
 }
 
 # replace_file FILE: what stdin gives takes the place of a file of the system, in this namespace.
