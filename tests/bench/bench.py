@@ -60,7 +60,9 @@ class Contender:
 
 
 def said(*command):
-    """The first line that a command prints, on whichever stream."""
+    """The first line that a command prints, on whichever stream; nothing if it cannot be run."""
+    if not shutil.which(command[0]):
+        return ""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return (done.stdout + done.stderr).strip().split("\n")[0]
 
@@ -131,24 +133,19 @@ def contenders(options):
         f"{curl}, {version_of('jq', '--version')}",
         ["sh", f"{here}/curl-jq.sh", options.url, options.ca, file("curl-jq")],
     )
-    if options.python_packages:
-        metadata = os.listdir(options.python_packages)
-        found = [re.fullmatch(r"requests_oauthlib-(.*)\.dist-info", name) for name in metadata]
+    ask = "import importlib.metadata as m; print(m.version('requests-oauthlib'))"
+    library = version_of(options.python, "-c", ask)
+    if library != "?":
+        script = f"{here}/with_requests_oauthlib.py"
         yield Contender(
             "Python, requests-oauthlib",
-            f"{version_of(sys.executable, '--version')}, {next(one[1] for one in found if one)}",
-            [
-                sys.executable,
-                f"{here}/with_requests_oauthlib.py",
-                options.url,
-                options.ca,
-                file("python"),
-            ],
-            environment={"PYTHONPATH": options.python_packages},
+            f"{version_of(options.python, '--version')}, {library}",
+            [options.python, script, options.url, options.ca, file("python")],
         )
-    if options.node_packages:
-        with open(f"{options.node_packages}/node_modules/jsforce/package.json", "rb") as package:
-            jsforce = json.load(package)["version"]
+    package = f"{options.node_packages}/node_modules/jsforce/package.json"
+    if os.path.exists(package):
+        with open(package, "rb") as text:
+            jsforce = json.load(text)["version"]
         script = shutil.copy(f"{here}/with_jsforce.mjs", options.node_packages)
         yield Contender(
             "Node, jsforce",
@@ -216,8 +213,8 @@ def main():
     for name in ["work", "url", "ca", "static", "dynamic", "floor"]:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--server", required=True, help="what answers, for the heading")
-    parser.add_argument("--python-packages")
-    parser.add_argument("--node-packages")
+    parser.add_argument("--python", required=True, help="one with requests-oauthlib, if any")
+    parser.add_argument("--node-packages", required=True, help="where jsforce is, if anywhere")
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
 

@@ -1,15 +1,14 @@
 #!/bin/sh
 # What the instructions and the bytes of the static build are spent on, by function and by crate.
 # Builds it once more with its symbols, and renews one file before nginx under callgrind.
-. "$(dirname "$0")/../e2e/lib.sh"
+. "$(dirname "$0")/../lib.sh"
 for command in valgrind nginx; do
     need $command $command || { echo "profile: cannot have: $command" >&2 && exit 1; }
 done
 
 cd "$root"
-musl=x86_64-unknown-linux-musl
 CARGO_TARGET_DIR=$target/profile CARGO_PROFILE_RELEASE_STRIP=false CARGO_PROFILE_RELEASE_DEBUG=1 \
-    CC_x86_64_unknown_linux_musl=cc cargo build --quiet --release --locked --target $musl --bins
+    sh .packaging/build.sh static "$musl"
 program=$target/profile/$musl/release/sf-refresh
 
 port=$(free_ports 1)
@@ -28,6 +27,6 @@ echo '== instructions by function'
 callgrind_annotate --show-percs=yes --threshold=90 "$work/callgrind" |
     sed -n '/file:function/,$p' | sed 's| \[/[^]]*\]$||; s|[^ ]*/||' | cut -c1-110 | head -n 40
 echo '== bytes by section'
-size -A -d "$program" | awk '/^\./ && !/debug/ && $2 > 4096 { print $2, $1 }' | sort -rn
+size -A -d "$program" | sed -nE '/debug/d; s/^(\.[^ ]+) +([0-9]{4,}) .*/\2 \1/p' | sort -rn
 echo '== bytes by crate'
 nm -S -C "$program" | python3 "$here/by_crate.py"
