@@ -4,7 +4,7 @@ PREFIX = /usr/local
 DESTDIR =
 CARGO = cargo
 TARGET = x86_64-unknown-linux-musl
-TARGETS = x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+TARGETS = x86_64-unknown-linux-musl aarch64-unknown-linux-musl i686-unknown-linux-musl
 
 # What the scripts of these targets are told.
 export CARGO
@@ -23,7 +23,7 @@ all:
 static:
 	sh .packaging/build.sh static $(TARGET)
 
-# target/dist: an archive with the static binary for each of TARGETS, and SHA256SUMS
+# target/dist: for each of TARGETS an archive with the static binary, and its SBOM; SHA256SUMS
 dist:
 	sh .packaging/build.sh dist $(TARGETS)
 

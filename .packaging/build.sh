@@ -2,7 +2,8 @@
 # Builds what is handed out, the same bytes in whatever folder:
 #   build.sh static TARGET [OPTION]...
 #                               TARGET/release/sf-refresh, which needs no library; options of cargo
-#   build.sh dist TARGET...     dist/sf-refresh-VERSION-TARGET.tar.gz for each target, and SHA256SUMS
+#   build.sh dist TARGET...     dist/sf-refresh-VERSION-TARGET.tar.gz for each target, with the licences
+#                               of all crates in it, beside it its SBOM (.cdx.json), and SHA256SUMS
 #   build.sh vendor             sf-refresh-VERSION-vendored.tar.gz: the source and every crate
 #   build.sh man BINARY         sf-refresh.1, from what BINARY --help prints
 # All of it goes to the build folder: target/, or what CARGO_TARGET_DIR names.
@@ -119,12 +120,56 @@ static() {
 
 # ---- dist ----
 
-# pack TARGET: the archive with the binary for it.
+# licences TARGET FOLDER: a folder for each crate in the binary, with the licences that it brings,
+# and one for Rust's own library.
+licences() {
+    $cargo metadata --format-version 1 --locked --filter-platform "$1" >"$stage/metadata"
+    # Each crate's folder, NAME-VERSION.
+    sed 's/"manifest_path":"/\n&/g' "$stage/metadata" |
+        sed -n 's/^"manifest_path":"\([^"]*\)\/Cargo.toml".*/\1/p' >"$stage/folders"
+    $cargo tree --locked -e normal --target "$1" --prefix none --format '{p}' >"$stage/tree"
+    sed -n 's/^\([^ ]*\) v\([^ ]*\).*/\1-\2/p' "$stage/tree" | sort -u |
+        grep -vxF "sf-refresh-$version" >"$stage/crates"
+    while read -r crate; do
+        mkdir -p "$2/$crate"
+        find "$(grep "/$crate\$" "$stage/folders")" -maxdepth 1 -type f \( -iname 'licen[cs]e*' \
+            -o -iname 'copying*' -o -iname 'copyright*' -o -iname 'notice*' -o -iname 'unlicense*' \) \
+            -exec cp {} "$2/$crate" \;
+        [ -n "$(ls "$2/$crate")" ] || { echo "build: $crate brings no licence" >&2 && exit 1; }
+    done <"$stage/crates"
+    mkdir "$2/rust"
+    cp "$(rustc --print sysroot)/share/doc/rust/COPYRIGHT-library.html" "$2/rust" 2>/dev/null ||
+        echo "skipped: the licences of Rust's own library (this Rust comes without them)"
+}
+
+# sbom TARGET FILE: lists what is in the binary, in CycloneDX's form. The tool is installed once.
+sbom() {
+    tool=$build/sbom/bin/cargo-cyclonedx
+    if ! [ -x "$tool" ] && ! CARGO_TARGET_DIR=$stage/sbom $cargo install --quiet --debug --locked \
+        --root "$build/sbom" cargo-cyclonedx@0.5.9 >"$stage/install" 2>&1; then
+        echo "skipped: the SBOM for $1 (cargo-cyclonedx cannot be had)"
+        return
+    fi
+    # It writes beside the manifest: that is in a folder of links here.
+    if ! [ -e "$stage/source" ]; then
+        mkdir "$stage/source"
+        for entry in "$PWD"/* "$PWD"/.cargo; do ln -s "$entry" "$stage/source"; done
+    fi
+    SOURCE_DATE_EPOCH=$(source_date) "$tool" cyclonedx --quiet --manifest-path \
+        "$stage/source/Cargo.toml" --target "$1" --no-build-deps --spec-version 1.5 \
+        --format json --override-filename sbom
+    # The folder is no part of the name of a package.
+    sed 's|"path+file://[^#"]*#|"|; s|?download_url=file://\.||' "$stage/source/sbom.json" >"$2"
+}
+
+# pack TARGET: the archive with the binary for it, and its SBOM.
 pack() {
     name=sf-refresh-$version-$1
     mkdir "$stage/$name"
     cp README.md LICENSE-APACHE LICENSE-MIT "$build/$1/release/sf-refresh" "$stage/$name"
+    licences "$1" "$stage/$name/licences"
     archive "$build/dist/$name.tar.gz" "$name"
+    sbom "$1" "$build/dist/$name.cdx.json"
 }
 
 # dist TARGET...

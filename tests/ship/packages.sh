@@ -1,9 +1,12 @@
 #!/bin/sh
-# The static binaries, the archives with them, the man page, and what cargo packs and installs.
+# The static binaries, the archives with them, the man page, what cargo packs and installs, and
+# whether the source is one for macOS.
 # shellcheck disable=SC2154
 . "$(dirname "$0")/../lib.sh"
 
-arm=aarch64-unknown-linux-musl
+# The targets of `make dist`, and the first of them.
+targets=$(sed -n 's/^TARGETS = //p' "$root/Makefile")
+musl=${targets%% *}
 dist=$target/dist
 cd "$root"
 
@@ -13,7 +16,8 @@ check_static() {
     size=$(stat -c %s "$static")
     echo "$musl: $size bytes"
     check 'the x86_64 binary has at most 1.9 MB' "$([ "$size" -le 1900000 ] || echo "$size bytes")"
-    for binary in "$static" "$target/$arm/release/sf-refresh"; do
+    for one in $targets; do
+        binary=$target/$one/release/sf-refresh
         [ -e "$binary" ] || continue
         kind=$(LC_ALL=C readelf --wide --program-headers --dynamic "$binary" 2>&1)
         problem=
@@ -34,23 +38,27 @@ check_paths() {
     check "no path of this machine: ${1#"$target/"}" "${found:+holds$found}"
 }
 
-check_arm() {
-    if [ ! -e "$target/$arm/release/sf-refresh" ]; then
-        skip "$arm, run" "$(grep "^skipped: $arm" "$work/dist" | sed 's/.*(\(.*\))/\1/')"
+# check_foreign TARGET EMULATOR PACKAGE: what was built for another processor, run by an emulator.
+check_foreign() {
+    foreign=$target/$1/release/sf-refresh
+    if ! [ -e "$dist/sf-refresh-$version-$1.tar.gz" ]; then
+        skip "$1, run" "$(sed -n "s/^skipped: $1 (\(.*\))/\1/p" "$work/dist")"
         return
     fi
-    echo "$arm: $(stat -c %s "$target/$arm/release/sf-refresh") bytes"
-    need qemu-aarch64 qemu-user || {
-        skip "$arm, run" 'the package qemu-user cannot be had'
+    echo "$1: $(stat -c %s "$foreign") bytes"
+    need "$2" "$3" || {
+        skip "$1, run" "the package $3 cannot be had"
         return
     }
     endpoint --strict --rotate
     new_token
-    run qemu-aarch64 "$target/$arm/release/sf-refresh" -e "$url" --ca-cert "$certs/ca.pem" \
-        -i CONSUMER_KEY "$token"
-    expect "$arm renews over TLS, under qemu" 0 'granted! saved'
-    run qemu-aarch64 "$target/$arm/release/sf-refresh" -e "$url" -i CONSUMER_KEY "$token"
-    expect "$arm refuses a certificate that it does not know" 5
+    set -- "$1" "$2" "$foreign" -e "$url" -i CONSUMER_KEY "$token"
+    name=$1
+    shift
+    run "$@" --ca-cert "$certs/ca.pem"
+    expect "$name renews over TLS, under $1" 0 'granted! saved'
+    run "$@"
+    expect "$name refuses a certificate that it does not know" 5
 }
 
 # An empty root: no /etc, /dev, /proc, /tmp, no shell.
@@ -88,6 +96,7 @@ check_empty_root() {
 
 check_dist() {
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross || true
+    need i686-linux-gnu-gcc gcc-i686-linux-gnu libc6-dev-i386-cross || true
     step 'make dist' make dist || true
     cp "$work/out" "$work/dist"
     archive=$dist/sf-refresh-$version-$musl.tar.gz
@@ -95,13 +104,31 @@ check_dist() {
     problem=
     name=sf-refresh-$version-$musl
     wanted="$name/ $name/LICENSE-APACHE $name/LICENSE-MIT $name/README.md $name/sf-refresh "
-    [ "$(tar -tzf "$archive" | LC_ALL=C sort | tr '\n' ' ')" = "$wanted" ] || problem='not these files'
+    [ "$(tar -tzf "$archive" | grep -v '/licences/' | LC_ALL=C sort | tr '\n' ' ')" = "$wanted" ] ||
+        problem='not these files'
     check 'an archive holds the binary, the README and the licences' "$problem"
+    for archive in "$dist"/*.tar.gz; do
+        one=${archive#"$dist/sf-refresh-$version-"}
+        one=${one%.tar.gz}
+        [ -e "${archive%.tar.gz}.cdx.json" ] || {
+            skip "$one: what the SBOM lists" "$(sed -n "s/^skipped: the SBOM for $one (\(.*\))/\1/p" "$work/dist")"
+            continue
+        }
+        problem=$(python3 "$here/inventory.py" "${archive%.tar.gz}.cdx.json" "$archive" "$one" 2>&1) ||
+            problem="it broke off: $problem"
+        check "$one: SBOM and licences cover each crate in the binary" "$problem"
+    done
     other="$target/ship/another checkout, with a longer name"
     checkout "$other"
+    # The tool that makes the SBOM takes long to build.
+    mkdir -p "$target/ship/other-build" "$target/sbom"
+    ln -sfn "$target/sbom" "$target/ship/other-build/sbom"
     if step 'make dist in another folder' env CARGO_TARGET_DIR="$target/ship/other-build" \
-        make -C "$other" dist TARGETS=$musl; then
-        problem=$(cmp "$archive" "$target/ship/other-build/dist/${archive##*/}" 2>&1 || true)
+        make -C "$other" dist "TARGETS=$musl"; then
+        problem=
+        for file in "$dist"/*"$musl"*; do
+            problem=$problem$(cmp "$file" "$target/ship/other-build/dist/${file##*/}" 2>&1 || true)
+        done
         check 'both folders give the same bytes' "$problem"
     fi
 }
@@ -130,7 +157,15 @@ check_man() {
 
 check_install() {
     rm -rf "$work/to"
-    step 'make install' make install "DESTDIR=$work/to" PREFIX=/usr || return 0
+    # Under sudo there is no cargo: nothing may call it.
+    set -- make install CARGO=false "DESTDIR=$work/to" PREFIX=/usr
+    problem=
+    ! "$@" "BUILD=$work/nothing" >"$work/out" 2>"$work/err" || problem='it succeeds'
+    grep -q 'run make first' "$work/err" || problem="$problem; it does not say 'run make first'"
+    [ ! -e "$work/to" ] || problem="$problem; it left something"
+    check 'make install, with nothing built, says what to do' "${problem#; }"
+    step 'make' make || return 0
+    step 'make install' "$@" || return 0
     problem=
     [ -x "$work/to/usr/bin/sf-refresh" ] || problem='no binary'
     if [ -e "$target/sf-refresh.1" ]; then
@@ -159,11 +194,46 @@ LIST
         [ "$("$work/cargo/bin/sf-refresh" --version)" = "sf-refresh $version" ] || echo 'it does not')"
 }
 
+# ---- macOS ----
+
+# Only whether it compiles: ring's C code by zig's compiler, from PyPI.
+check_macos() {
+    apple=aarch64-apple-darwin
+    rustup target add $apple >"$work/install" 2>&1 || {
+        skip "cargo check for $apple" 'its standard library cannot be had'
+        return
+    }
+    python_folder zig ziglang || {
+        skip "cargo check for $apple" 'the PyPI package ziglang cannot be had'
+        return
+    }
+    # zig has names of its own for targets, and does without the rest.
+    cat >"$work/zig-cc" <<SH
+#!/bin/bash
+words=()
+while [ \$# -gt 0 ]; do
+    case \$1 in
+        --target=* | -mmacosx-version-min=*) ;;
+        -arch | -isysroot) shift ;;
+        *) words+=("\$1") ;;
+    esac
+    shift
+done
+exec "$python/bin/python" -m ziglang cc -target aarch64-macos "\${words[@]}"
+SH
+    chmod 755 "$work/zig-cc"
+    step "cargo check for $apple" env SDKROOT="$work" CC_aarch64_apple_darwin="$work/zig-cc" \
+        AR_aarch64_apple_darwin=ar CARGO_TARGET_DIR="$target/ship/macos" \
+        cargo check --locked --target $apple || true
+}
+
 check_dist
 check_static
-check_arm
+check_foreign aarch64-unknown-linux-musl qemu-aarch64 qemu-user
+check_foreign i686-unknown-linux-musl qemu-i386 qemu-user
 check_empty_root
 check_man
 check_install
 check_cargo
+check_macos
 close
