@@ -226,7 +226,7 @@ man() {
 SH
     chmod 755 "$stage/sf-refresh"
     help2man --no-info --section=1 --name='renew the OAuth2 access token in a JSON file' \
-        "$stage/sf-refresh" >"$stage/page"
+        --include=.packaging/man.h2m "$stage/sf-refresh" >"$stage/page"
     date=$(date -u -d "@$(source_date)" +%Y-%m-%d)
     sed "s/^\(.TH SF-REFRESH \"1\"\) \"[^\"]*\"/\1 \"$date\"/
         s/^\.SS \"Exit status:\"/.SH \"EXIT STATUS\"/" "$stage/page" >"$build/sf-refresh.1"

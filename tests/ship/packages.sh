@@ -153,6 +153,26 @@ check_man() {
         grep -A 1 '^\.TP' "$target/sf-refresh.1" | grep -q -- "$escaped" || lacks="$lacks $option"
     done
     check 'the man page has an entry for each option' "${lacks:+lacks$lacks}"
+    "$static" --help | sed -n '/^Exit status:/,$s/^  \([0-9][^ ]*\)  .*/\1/p' >"$work/wanted"
+    sed -n '/^\.SH "EXIT STATUS"/,/^\.SH EXAMPLES/p' "$target/sf-refresh.1" | grep '^[0-9]' >"$work/out"
+    check 'the man page has each exit status, then examples' "$(diff "$work/wanted" "$work/out" 2>&1 || true)"
+    check_examples
+}
+
+# Each example of the man page, up to a pipe, as a dry run.
+check_examples() {
+    mkdir -p "$work/examples/orgs"
+    new_token "$work/examples/token.json"
+    new_token "$work/examples/orgs/one.json"
+    echo secret >"$work/examples/secret.txt"
+    ln -s "$static" "$work/examples/sf-refresh"
+    sed -n 's/\\//g; s/ |.*//; s/^\([*/0-9 ]* \)*sf-refresh /sf-refresh --dry-run /p' \
+        .packaging/man.h2m >"$work/list"
+    check 'the man page has examples' "$([ -s "$work/list" ] || echo none)"
+    while read -r example; do
+        step "man page: $example" env -C "$work/examples" "PATH=$work/examples:$PATH" \
+            sh -c "$example" || true
+    done <"$work/list"
 }
 
 check_install() {
