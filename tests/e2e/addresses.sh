@@ -38,7 +38,7 @@ ip route add 2001:db8:0:1::/64 via $dead6 dev near
 # answers ADDRESS: it takes a connection.
 answers() { python3 -c "import socket; socket.create_connection(('$1', $tls), 1)"; }
 for address in $live4 $live6; do
-    wait_until answers $address || { fail "$address is reached" 'no'; close; }
+    wait_until answers "$address" || { fail "$address is reached" 'no'; close; }
 done
 
 # name HOST ADDRESS...: these are the host's addresses, and nothing else has a name.
@@ -74,8 +74,8 @@ curl_time() {
     echo ", curl in $took"
 }
 
-# reaches WHAT ADDRESS NAME [NAME=VALUE]...: the endpoint or the proxy is reached at its live address,
-# which is told, within a second and a half; there is a second try for a machine that is busy.
+# reaches WHAT ADDRESS NAME [NAME=VALUE]...: the endpoint or the proxy is reached at this address,
+# which -v tells, within a second and a half; there is a second try for a machine that is busy.
 reaches() {
     what=$1 live=$2 title=$3
     shift 3
@@ -88,14 +88,14 @@ reaches() {
     check "$title: at the live address in $took ms$(curl_time "$@")" "$problem"
 }
 
-# each_order NAME HOST LIVE DEAD DEAD: the live address as the first, second and third of the endpoint
-# or the proxy, by its name.
+# each_order NAME HOST LIVE DEAD DEAD: the live address as the host's first, second and third; the
+# host is the endpoint's or the proxy's.
 each_order() {
-    title=$1 host=$2 live=$3
+    host=$2 live=$3
     what=endpoint through=
     [ "$host" != proxy.example.test ] || what=proxy through="HTTPS_PROXY=$host:$proxy"
+    # shellcheck disable=SC2086
     for order in "$3 $4 $5" "$4 $3 $5" "$4 $5 $3"; do
-        # shellcheck disable=SC2086
         name "$host" $order
         reaches $what "$live" "$build, $1: $order" $through
     done
