@@ -14,9 +14,15 @@ gets() {
 
 # is_private NAME: one step: nobody else may read the token file.
 is_private() {
-    mode=$(stat -c %a "$token")
+    mode=$(stat -c %a "$token" 2>&1) || true
     check "$1" "$([ "$mode" = 600 ] || echo "its mode is $mode")"
 }
+
+# has_no_refresh_token NAME: one step: the token file has none, and needs none.
+has_no_refresh_token() {
+    check "$1" "$(! grep -q refresh_token "$token" || echo 'it has one')"
+}
+
 
 # refused NAME STATUS WORD...: one step: no token, no file, and stderr holds each word.
 refused() {
@@ -32,6 +38,11 @@ refused() {
     check "$name" "$problem"
 }
 
+# base64_url: stdin in base64, as it stands in a URL.
+base64_url() {
+    openssl base64 -A | tr '+/' '-_' | tr -d '='
+}
+
 # ---- authorization_code with PKCE ----
 
 # browse ARGUMENT...: a request of the browser; gives the address that it is sent on to.
@@ -40,35 +51,36 @@ browse() {
         -b "$work/cookies" -c "$work/cookies" "$@"
 }
 
-# log_in CLIENT: a login in the browser. Leaves the code and its verifier in $work/code and
-# $work/verifier; nobody listens at the redirect URI, which is read off the browser.
+# log_in: a login in the browser. Leaves the code and its verifier in $work/code and $work/verifier;
+# nobody listens at the redirect URI, the code is read off the address.
 log_in() {
     rm -f "$work/cookies"
     openssl rand -hex 32 | tr -d '\n' >"$work/verifier"
-    challenge=$(openssl dgst -sha256 -binary <"$work/verifier" | openssl base64 | tr '+/' '-_' | tr -d '=')
-    redirect=$(printf %s "$redirect_uri" | sed 's/:/%3A/g; s,/,%2F,g')
-    page=$(browse "$issuer/auth?client_id=$1&response_type=code&redirect_uri=$redirect&prompt=consent&\
-scope=openid%20offline_access&code_challenge=$challenge&code_challenge_method=S256")
+    challenge=$(openssl dgst -sha256 -binary <"$work/verifier" | base64_url)
+    query="client_id=public&response_type=code&scope=openid%20offline_access&prompt=consent"
+    query="$query&redirect_uri=http%3A%2F%2F127.0.0.1%2Fcallback"
+    query="$query&code_challenge=$challenge&code_challenge_method=S256"
+    page=$(browse "$issuer/auth?$query")
     page=$(browse "$(browse -d prompt=login -d login=user -d password=any "$page")")
     page=$(browse "$(browse -d prompt=consent "$page")")
     printf '%s\n' "$page" | sed -n 's/.*[?&]code=\([^&]*\).*/\1/p' >"$work/code"
     [ -s "$work/code" ] || { fail 'somebody logs in' "no code in '$page'"; close; }
 }
 
-redirect_uri=http://127.0.0.1/callback
 token=$work/login.json
 # exchange [ARGUMENT]...: the code for a token.
 exchange() {
-    gets public -g authorization_code -d code@"$work/code" -d redirect_uri="$redirect_uri" "$@"
+    gets public -g authorization_code -d code@"$work/code" \
+        -d redirect_uri=http://127.0.0.1/callback "$@"
 }
-log_in public
+log_in
 openssl rand -hex 32 >"$work/verifier"
 exchange -d code_verifier@"$work/verifier"
 refused 'a wrong verifier is refused' 3 'invalid_grant' 'hint: '
-log_in public
+log_in
 exchange
 refused 'a missing verifier is refused' 3 'invalid_grant' 'hint: '
-log_in public
+log_in
 exchange -d code_verifier@"$work/verifier"
 expect 'a code with its verifier makes a token file' 0
 is_private 'nobody else may read it'
@@ -83,7 +95,7 @@ refused 'a code that is used up is refused' 3 'invalid_grant' 'hint: '
 token=$first
 gets public
 expect 'its use has revoked the grant' 3 'invalid_grant' 'hint: log in again'
-log_in public
+log_in
 exchange -d code_verifier@"$work/verifier"
 expect 'a new login goes into the file that is there' 0
 gets public
@@ -105,7 +117,7 @@ refused 'a client that may not is refused' 5 'hint: '
 job
 expect 'client_credentials make a token file' 0
 is_private 'nobody else may read it either'
-check 'it has no refresh token' "$(member "$token" refresh_token)"
+has_no_refresh_token 'it has no refresh token'
 before=$(cat "$work/out")
 job --if-older-than 30m
 check 'a token that is young enough is printed again' \
@@ -131,9 +143,6 @@ openssl pkey -in "$work/key" -pubout -out "$work/public-key"
 background "$python/bin/python" "$here/grants.py" "$port" "$certs/server.pem" "$work/public-key"
 wait_for_port "$port"
 
-base64_url() {
-    openssl base64 -A | tr '+/' '-_' | tr -d '='
-}
 # sign SUBJECT LIFETIME: $work/assertion, a JWT for this user that ends in so many seconds.
 sign() {
     header=$(printf '{"alg":"RS256"}' | base64_url)
@@ -156,7 +165,7 @@ refused 'an assertion for nobody is refused' 3 'invalid_grant' 'hint: '
 sign user 100
 assert
 expect 'an assertion makes a token file' 0
-check 'it has no refresh token' "$(member "$token" refresh_token)"
+has_no_refresh_token 'it has no refresh token'
 before=$(cat "$work/out")
 assert --if-older-than 10m
 check 'a token that is young enough is printed again' \

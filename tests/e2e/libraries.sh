@@ -1,8 +1,7 @@
 #!/bin/sh
-# Token files of other libraries: requests-oauthlib and google-auth-library write one, sf-refresh
-# renews it, and the library goes on with it: it takes the token for fresh, and then renews it itself.
-# Go's x/oauth2 is checked by its format alone. The server is oidc-provider, with rotation but for
-# google-auth-library, which keeps its first refresh token whatever comes.
+# Token files of other libraries. requests-oauthlib and google-auth-library write one and renew it in
+# turns with sf-refresh; Go's x/oauth2 is checked by its format alone. The server is oidc-provider,
+# with rotation, except for google-auth-library, which never keeps another refresh token.
 . "$(dirname "$0")/../lib.sh"
 . "$here/provider.sh"
 start_provider libraries
@@ -55,10 +54,10 @@ else
     skip google-auth-library "it cannot be had from npm: $(tail -n 1 "$work/install")"
 fi
 
-# go_expiry ZONE NANOSECONDS: a file as Go's oauth2.Token is written as JSON; its expiry moves on, in
-# a form that Go reads.
+# go_expiry END NAME: a file NAME.json as Go writes an oauth2.Token, with an expiry that has this end.
+# The renewal moves it on, in a form that Go reads.
 go_expiry() {
-    name="x/oauth2, expiry with $1"
+    name="x/oauth2, an expiry with $2"
     token=$work/$2.json
     python3 - "$token" "$work/copied.json" "2026-01-02T03:04:05$1" <<'PYTHON'
 import json, sys
@@ -80,7 +79,7 @@ if not 3000 < left <= 3600: print(f"{left:.0f} s are left of 3600")
 PYTHON
 )"
 }
-go_expiry Z whole
+go_expiry Z seconds
 go_expiry .123456789Z nanoseconds
 go_expiry .123456789+05:30 zone
 close

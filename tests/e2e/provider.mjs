@@ -1,6 +1,6 @@
-// The certified OpenID Connect server oidc-provider, with some clients, and a login already done for
-// most of them. Arguments: the port, the PEM file with certificate and key, and the folder that gets
-// a token file NAME.json for each login; its last one is written when the server listens.
+// The certified OpenID Connect server oidc-provider with some clients, and a login already done for
+// most of them. Arguments: the port, the PEM file with certificate and key, and the folder that
+// gets a token file NAME.json for each login; the last one is written when the server listens.
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:https';
 import * as module from 'oidc-provider';

@@ -1,5 +1,5 @@
 # What the scripts share that run the certified OAuth2 server oidc-provider. Sourced after lib.sh.
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2034,SC2154
 
 # start_provider NAME: the server of provider.mjs on a free port; its token files are in $work. Sets
 # $issuer. The script called NAME is skipped if the server cannot be had.
@@ -11,7 +11,8 @@ start_provider() {
     for major in latest 9 8 7; do
         npm_folder oidc-provider "oidc-provider@$major" || continue
         (cd "$npm" && node -e "import('oidc-provider')") >"$work/install" 2>&1 || continue
-        provider=$(sed -n 's/^ *"version": "\(.*\)",$/\1/p' "$npm/node_modules/oidc-provider/package.json")
+        provider=$(node -p 'JSON.parse(fs.readFileSync(process.argv[1])).version' \
+            "$npm/node_modules/oidc-provider/package.json")
         break
     done
     [ -n "$provider" ] || skip_all "$1" \

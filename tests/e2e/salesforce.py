@@ -50,21 +50,21 @@ class Org:
             challenge = self.codes.pop(form.get("code"), None)
             digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
             if challenge != base64.urlsafe_b64encode(digest).rstrip(b"=").decode():
-                return 400, {"error": "invalid_grant", "error_description": "invalid authorization code"}
+                return refused("invalid_grant", "invalid authorization code")
             grant = Grant()
             self.grants.append(grant)
             return 200, self.reply(grant, *grant.live)
         if form.get("grant_type") != "refresh_token":
-            return 400, {"error": "unsupported_grant_type", "error_description": "grant type not supported"}
+            return refused("unsupported_grant_type", "grant type not supported")
         if form.get("client_id") != "PlatformCLI":
-            return 400, {"error": "invalid_client_id", "error_description": "client identifier invalid"}
+            return refused("invalid_client_id", "client identifier invalid")
         sent = form.get("refresh_token")
         for grant in self.grants:
             if sent in grant.live:
                 return 200, self.renewal(grant, sent)
             if sent in grant.dead:
                 self.grants.remove(grant)
-        return 400, {"error": "invalid_grant", "error_description": "expired access/refresh token"}
+        return refused("invalid_grant", "expired access/refresh token")
 
     def renewal(self, grant, sent):
         """The reply to a live refresh token; with rotation it is dead from now on."""
@@ -105,6 +105,11 @@ class Org:
         return any(access_token in grant.access_tokens for grant in self.grants)
 
 
+def refused(error, description):
+    """The status and reply of the token endpoint to a request that it does not grant."""
+    return 400, {"error": error, "error_description": description}
+
+
 def data(path, query):
     """The status and reply of the data API to a request that is authorized."""
     parts = path.strip("/").split("/")[3:]
@@ -141,6 +146,11 @@ def select(soql):
     return 200, {"totalSize": 1, "done": True, "records": [record]}
 
 
+def fields(form):
+    """The fields of a form or a query, each once."""
+    return {name: values[0] for name, values in parse_qs(form).items()}
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request; everything that it knows is in `org`."""
 
@@ -149,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        query = fields(url.query)
         with self.org.lock:
             self.get(url.path.rstrip("/"), query)
 
@@ -174,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(*data(path, query), asked=query.get("q", ""))
 
     def do_POST(self):
-        form = {name: values[0] for name, values in parse_qs(self.body().decode()).items()}
+        form = fields(self.body().decode())
         path = urlsplit(self.path).path
         with self.org.lock:
             if path == "/services/oauth2/token":
@@ -220,7 +230,9 @@ def main():
     context.load_cert_chain(pem)
     server = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
     server.daemon_threads = True
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    # Each connection's own thread shakes hands, so that one that is silent holds up no other.
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 
 

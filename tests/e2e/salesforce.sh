@@ -32,7 +32,7 @@ echo | replace_file /etc/resolv.conf
 certificate() {
     cd "$work"
     set -- -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes
-    names=DNS:login.salesforce.com,DNS:test.salesforce.com,DNS:*.my.salesforce.com
+    names='DNS:login.salesforce.com,DNS:test.salesforce.com,DNS:*.my.salesforce.com'
     printf 'subjectAltName=%s\nextendedKeyUsage=serverAuth\n' "$names" >extensions
     openssl req -x509 "$@" -keyout ca.key -out ca.pem -days 2 -subj '/CN=CA of this run' &&
         openssl req "$@" -keyout server.key -out server.csr -subj '/CN=server of this run' &&
@@ -50,6 +50,7 @@ cat >"$work/bin/sf" <<SH
 #!/bin/sh
 export HOME='$work/home' NODE_EXTRA_CA_CERTS='$work/ca.pem'
 export SF_DISABLE_TELEMETRY=true SF_DISABLE_AUTOUPDATE=true SF_DISABLE_LOG_FILE=true
+export SF_USE_GENERIC_UNIX_KEYCHAIN=true
 exec '$node' '$sf' "\$@"
 SH
 cat >"$work/bin/firefox" <<SH
@@ -57,7 +58,7 @@ cat >"$work/bin/firefox" <<SH
 launcher=\$\$
 {
     while kill -0 \$launcher; do sleep 0.1; done
-    curl -sSL --cacert '$work/ca.pem' "\$1"
+    curl -sSL --max-time 30 --cacert '$work/ca.pem' "\$1"
 } >'$work/browser' 2>&1 &
 SH
 chmod +x "$work/bin/sf" "$work/bin/firefox"
@@ -78,9 +79,9 @@ has_printed() {
     check "$1" "$(grep -qF -- "$2" "$work/out" || echo "stdout lacks '$2'")"
 }
 
-# renew [ARGUMENT]...: renews the token file as the app of sf.
+# renew: renews the token file as the app of sf.
 renew() {
-    run "$dynamic" -i PlatformCLI --ca-cert "$work/ca.pem" -e "https://$host" "$@" "$token"
+    run "$dynamic" -i PlatformCLI --ca-cert "$work/ca.pem" -e "https://$host" "$token"
 }
 
 # renews NAME NUMBER: so many renewals with rotation, each with a new pair of tokens.
@@ -96,8 +97,8 @@ renews() {
     check "$1: each time a new pair" "$([ "$got" = $wanted ] || echo "$got tokens, not $wanted")"
 }
 
-# take NAME: the token file is made from what sf shows of the login called tests, by a pipe. Then sf
-# forgets it, since sf never keeps a refresh token that a renewal gave it. Ends the script without one.
+# take NAME: a pipe makes the token file from what sf shows of the login called tests. Then sf forgets
+# it, since sf never keeps a refresh token that a renewal brings. Ends the script without one.
 take() {
     rm -f "$token"
     run NO_COLOR=1 sh -c 'sf org auth show-sfdx-auth-url --target-org tests --json |
@@ -116,7 +117,7 @@ take 'a login by a browser becomes a token file'
 renews 'with rotation' 5
 cp "$token" "$work/replayed.json"
 
-# give_back: a shell takes the new token into sf by the variables of --output env.
+# A shell takes the new token into sf by the variables of --output env.
 cat >"$work/give-back" <<'SH'
 variables=$("$@") || exit
 set -a; eval "$variables"; set +a
@@ -147,7 +148,8 @@ has_printed 'jsforce has got the record' Acme
 good=$token
 token=$work/replayed.json
 renew
-expect 'a refresh token from before the last renewal is refused' 3 'invalid_grant' 'hint: log in again'
+expect 'the refresh token from before the last renewal is refused' 3 \
+    'invalid_grant' 'hint: log in again'
 token=$good
 renew
 expect 'its use has revoked the grant' 3 'invalid_grant' 'hint: log in again'
@@ -191,7 +193,7 @@ is_answered() {
     for word in 'hint: ' "$@"; do
         grep -qF -- "$word" "$work/err" || problem="${problem:+$problem; }stderr lacks '$word'"
     done
-    ! grep -qF FirstRefreshToken "$work/err" || problem="${problem:+$problem; }stderr has the secret"
+    ! grep -qF FirstRefreshToken "$work/err" || problem="${problem:+$problem; }it shows the secret"
     [ ! -e "$token" ] || problem="${problem:+$problem; }a token file is made"
     [ "$requests" = "$(wc -l <"$work/log")" ] || problem="${problem:+$problem; }something was sent"
     check "$name is answered" "$problem"
@@ -242,10 +244,10 @@ take 'a login by an sfdx URL becomes a token file'
 touch "$work/rotation"
 renews 'with rotation that came later' 2
 
-# Under rotation a login by an sfdx URL uses up its refresh token, and sf keeps that one all the same.
+# Under rotation a login by an sfdx URL uses up the refresh token in it, and sf keeps it nonetheless.
 echo "force://PlatformCLI::$(member "$token" refresh_token)@$host" >"$work/last-url"
 succeeds 'sf logs in by an sfdx URL under rotation' \
-    sf org login sfdx-url --sfdx-url-file "$work/last-url" --alias tests
+    sh -c 'sf org login sfdx-url --sfdx-url-stdin - --alias tests <"$0"' "$work/last-url"
 shown used $show --json
 if grep -qF "$(cat "$work/last-url")" "$work/used"; then
     rm "$token"
