@@ -127,7 +127,8 @@ job
 expect 'the next one goes into the file' 0
 check 'it is another one' "$([ "$(cat "$work/out")" != "$before" ] || echo 'it is the same')"
 check "the file's own member is kept" "$([ "$(member "$token" note)" = kept ] || echo 'it is not')"
-active=$(curl -sS --cacert "$certs/ca.pem" --noproxy '*' -u 'job:job%20secret%3A%20%2B%2F%3D%26%25~' \
+active=$(curl -sS --cacert "$certs/ca.pem" --noproxy '*' \
+    -u 'job:job%20secret%3A%20%2B%2F%3D%26%25~' \
     --data-urlencode token="$(cat "$work/out")" "$issuer/token/introspection")
 check 'the server knows it' "$(
     case $active in *'"active":true'*) ;; *) echo "it says $active" ;; esac)"

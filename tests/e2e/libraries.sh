@@ -1,7 +1,7 @@
 #!/bin/sh
-# Token files of other libraries. requests-oauthlib and google-auth-library write one and renew it in
-# turns with sf-refresh; Go's x/oauth2 is checked by its format alone. The server is oidc-provider,
-# with rotation, except for google-auth-library, which never keeps another refresh token.
+# Token files of other libraries. requests-oauthlib and google-auth-library write one and renew it
+# in turns with sf-refresh; Go's x/oauth2 is checked by its format alone. The server is
+# oidc-provider, with rotation but for google-auth-library, which never keeps a new refresh token.
 . "$(dirname "$0")/../lib.sh"
 . "$here/provider.sh"
 start_provider libraries
@@ -49,13 +49,14 @@ fi
 if npm_folder libraries google-auth-library; then
     cp "$here/libraries.mjs" "$npm/libraries.mjs"
     token=$work/without-rotation.json
-    in_turns google-auth-library "node $npm/libraries.mjs" -i without-rotation -s "$work/form-secret"
+    in_turns google-auth-library "node $npm/libraries.mjs" -i without-rotation \
+        -s "$work/form-secret"
 else
     skip google-auth-library "it cannot be had from npm: $(tail -n 1 "$work/install")"
 fi
 
-# go_expiry END NAME: a file NAME.json as Go writes an oauth2.Token, with an expiry that has this end.
-# The renewal moves it on, in a form that Go reads.
+# go_expiry END NAME: NAME.json as Go writes an oauth2.Token, with an expiry that has this end. The
+# renewal moves it on, in a form that Go reads.
 go_expiry() {
     name="x/oauth2, an expiry with $2"
     token=$work/$2.json
