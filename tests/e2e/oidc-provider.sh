@@ -2,27 +2,8 @@
 # oidc-provider, a certified OAuth2 server, with rotation of refresh tokens: three kinds of client,
 # five renewals in a row, dead tokens, wrong clients, a copied token file.
 . "$(dirname "$0")/../lib.sh"
-need node nodejs || skip_all oidc-provider 'the package nodejs cannot be had'
-need npm npm || skip_all oidc-provider 'the package npm cannot be had'
-
-# The newest version that this Node runs.
-version=
-for major in latest 9 8 7; do
-    npm_folder oidc-provider "oidc-provider@$major" || continue
-    cp "$here/oidc-provider.mjs" "$npm/server.mjs"
-    (cd "$npm" && node -e "import('oidc-provider')") >"$work/install" 2>&1 || continue
-    version=$(sed -n 's/^ *"version": "\(.*\)",$/\1/p' "$npm/node_modules/oidc-provider/package.json")
-    break
-done
-[ -n "$version" ] || skip_all oidc-provider \
-    "no version of the npm package oidc-provider runs: $(tail -n 1 "$work/install")"
-echo "oidc-provider $version on Node $(node --version)"
-
-port=$(free_ports 1)
-issuer=https://localhost:$port
-background node "$npm/server.mjs" "$port" "$certs/server.pem" "$work"
-wait_for_port "$port"
-wait_until test -s "$work/last.json" || { cat "$work/server.log"; fail 'the server starts' 'no'; close; }
+. "$here/provider.sh"
+start_provider oidc-provider
 printf 'form secret: +/=&%%~\n' >"$work/form-secret"
 printf 'basic secret: +/=&%%~\n' >"$work/basic-secret"
 
