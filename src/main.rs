@@ -1374,7 +1374,7 @@ fn is_grant(members: &Members, request: &Request) -> bool {
     let has = |name| members.get(name).is_some_and(is_token);
     let sent = request.refresh_token.as_ref().map(Secret::expose);
     let is_new = members.get(REFRESH_TOKEN).and_then(Value::as_str) != sent;
-    has("access_token") || has(REFRESH_TOKEN) && is_new
+    has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
 }
 
 /// Whether a body is the beginning of a JSON object.
@@ -1431,15 +1431,16 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
 /// A reply that is neither a grant nor an OAuth2 error.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let is_page = body.starts_with(b"<");
-    let what = what_came(body, json);
+    let came = what_came(body, json);
+    let what = format!("not a token reply, but {came}");
     let (what, hint) = match status {
         400 if is_page && contains(body, b"SSL certificate") => {
             (CERTIFICATE_DEMANDED.0.to_owned(), CERTIFICATE_DEMANDED.1)
         }
-        400 | 401 => (
-            "the server refused without saying why".to_owned(),
-            "check client id and secret; if they are right, log in again",
-        ),
+        400 | 401 => {
+            let hint = "check client id and secret; if they are right, log in again";
+            (format!("the server refused without saying why, with {came}"), hint)
+        }
         404 => (what, "check --endpoint: there is no token endpoint at that path"),
         200..=299 if is_page => {
             (what, "check --endpoint, and that no captive portal or proxy answers in its place")
@@ -1451,18 +1452,18 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
 
 /// What a body is, in words, and none of its own.
 fn what_came(body: &[u8], json: Option<&Value>) -> String {
-    let what = match json {
+    let came = match json {
         Some(Value::Object(members)) if members.contains_key("access_token") => {
             "JSON with an access_token that cannot be used"
         }
         Some(Value::Object(_)) => "JSON without an access_token",
-        Some(other) => return format!("not a token reply, but {} in JSON", kind_of(other)),
+        Some(other) => return format!("{} in JSON", kind_of(other)),
         None if body.is_empty() => "an empty body",
-        None if body.starts_with(b"<") => "a web page",
+        None if body.starts_with(b"<") => "a web page, not JSON",
         None if contains(body, b"access_token=") => "form-encoded text, not JSON",
         None => "something that is not JSON",
     };
-    format!("not a token reply, but {what}")
+    came.to_owned()
 }
 
 /// Whether the body holds these bytes.
@@ -2733,11 +2734,8 @@ fn check_stdout() -> io::Result<()> {
     if stdout.metadata()?.rdev() == NULL_DEVICE {
         return Err(io::Error::other("stdout is closed or /dev/null"));
     }
-    // One that is open for reading alone says so (EBADF); other failures are for the write itself.
-    match stdout.write(&[]) {
-        Err(e) if e.raw_os_error() == Some(9) => Err(e),
-        _ => Ok(()),
-    }
+    // One that is open for reading alone, or full, says so.
+    stdout.write(&[]).map(|_| ())
 }
 
 /// Writes to stdout.

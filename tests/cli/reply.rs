@@ -209,8 +209,9 @@ fn an_error_under_a_status_of_success_counts_as_that_error() {
 
 #[test]
 fn a_web_page_is_named_as_one() {
-    let words = "a web page, not JSON: a captive portal or the wrong endpoint?";
-    fails(Reply::html(200), 5).assert_says(words).assert_hints("--endpoint");
+    let words = "a web page, not JSON";
+    let outcome = fails(Reply::html(200), 5);
+    outcome.assert_says(words).assert_hints("--endpoint").assert_hints("captive portal");
     let page = Reply::new(200, "\u{FEFF}\n <html><body>Sign in</body></html>");
     fails(page.header("Content-Type", "application/json"), 5).assert_says(words);
 }
