@@ -100,6 +100,23 @@ impl Scenario {
         wait_until(&format!("{count} requests"), || self.server.posts() == count);
     }
 
+    /// Runs it to its end, and does something while the endpoint thinks about the request of this
+    /// number, counted from 1.
+    #[track_caller]
+    pub fn while_thinking(
+        &self,
+        number: usize,
+        run: Run<'_>,
+        act: impl FnOnce(&mut Running<'_>),
+    ) -> Outcome {
+        self.server.hold_from(number);
+        let mut running = run.start();
+        self.wait_for_posts(number);
+        act(&mut running);
+        self.server.release();
+        running.wait()
+    }
+
     /// What the token file holds now.
     pub fn document(&self) -> Value {
         self.dir.json(TOKEN_FILE)

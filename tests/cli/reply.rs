@@ -500,13 +500,10 @@ fn the_same_words_under_another_error_are_no_reason_to_wait() {
 #[track_caller]
 fn against_another_program(document: &str) -> Outcome {
     let scenario = Scenario::scripted([Reply::error(400, "invalid_grant", IN_PROGRESS)]);
-    scenario.server.hold_from(1);
-    let running = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
-    let work = scenario.dir.write("other-program", document);
-    fs::rename(work, scenario.file()).expect("its new name");
-    scenario.server.release();
-    let outcome = running.wait();
+    let outcome = scenario.while_thinking(1, scenario.command().arg(TOKEN_FILE), |_| {
+        let work = scenario.dir.write("other-program", document);
+        fs::rename(work, scenario.file()).expect("its new name");
+    });
     outcome.assert_sent(1);
     assert_eq!(scenario.dir.read(TOKEN_FILE), document.as_bytes());
     assert_eq!(scenario.dir.names(), [TOKEN_FILE]);

@@ -444,13 +444,9 @@ fn granting() -> Scenario {
 /// Does something to the folder between request and answer.
 #[track_caller]
 fn meanwhile(scenario: &Scenario, user: Option<u32>, act: impl FnOnce()) -> Outcome {
-    scenario.server.hold_from(1);
     let run = scenario.command().args(["--retry", "0", TOKEN_FILE]);
-    let running = user.into_iter().fold(run, crate::harness::Run::user).start();
-    scenario.wait_for_posts(1);
-    act();
-    scenario.server.release();
-    running.wait()
+    let run = user.into_iter().fold(run, crate::harness::Run::user);
+    scenario.while_thinking(1, run, |_| act())
 }
 
 #[test]
