@@ -309,33 +309,29 @@ fn rescued(scenario: &Scenario, outcome: &Outcome) -> Value {
 }
 
 #[test]
-fn a_filter_whose_reader_has_gone_away_rescues_the_grant_into_a_file() {
-    let scenario = Scenario::strict();
-    let run = scenario.command().arg("-").stdin(token_document()).stdout(closed_pipe());
-    let outcome = run.run();
-    outcome.assert_status(6).assert_sent(1);
-    let document = rescued(&scenario, &outcome);
-    let token = |name: &str| document[name].as_str().map(str::to_owned);
-    assert_eq!(token("access_token"), scenario.server.live_access_token());
-    assert_eq!(token("refresh_token"), scenario.server.live_refresh_token());
+fn a_filter_whose_stdout_fails_rescues_the_grant_into_a_file() {
+    for stdout in [std::process::Stdio::from(full_device()), closed_pipe().into()] {
+        let scenario = Scenario::strict();
+        let outcome = scenario.command().arg("-").stdin(token_document()).stdout(stdout).run();
+        outcome.assert_status(6).assert_sent(1);
+        let document = rescued(&scenario, &outcome);
+        let token = |name: &str| document[name].as_str().map(str::to_owned);
+        assert_eq!(token("access_token"), scenario.server.live_access_token());
+        assert_eq!(token("refresh_token"), scenario.server.live_refresh_token());
+    }
 }
 
 #[test]
-fn a_filter_whose_stdout_takes_nothing_says_so_before_it_asks() {
-    let read_only = || fs::File::open("/dev/null").expect("/dev/null");
-    let null = fs::OpenOptions::new().write(true).open("/dev/null").expect("/dev/null");
-    for stdout in [full_device(), null, read_only()] {
-        let scenario = Scenario::strict();
-        let run = scenario.command().arg("-").stdin(token_document()).stdout(stdout);
-        run.run().assert_failed_unsent(2).assert_says("stdout");
-    }
+fn a_filter_whose_stdout_can_take_nothing_says_so_before_it_asks() {
     let scenario = Scenario::strict();
-    let own = fs::File::open(scenario.file()).expect("a file");
-    let run = scenario.command().arg("-").stdin(token_document()).stdout(own);
-    run.run().assert_failed_unsent(2).assert_says("stdout");
-    let run = scenario.command().arg("-").stdin(token_document());
-    let run = run.through(&["/bin/sh", "-c", "exec \"$@\" >&-", "sh"]);
-    run.run().assert_failed_unsent(2).assert_says("stdout");
+    let filter = || scenario.command().arg("-").stdin(token_document());
+    let null = fs::OpenOptions::new().write(true).open("/dev/null").expect("/dev/null");
+    let read_only = fs::File::open(scenario.file()).expect("a file");
+    for stdout in [null, read_only] {
+        filter().stdout(stdout).run().assert_failed_unsent(2).assert_says("stdout");
+    }
+    let closed = filter().through(&["/bin/sh", "-c", "exec \"$@\" >&-", "sh"]);
+    closed.run().assert_failed_unsent(2).assert_says("stdout");
 }
 
 #[test]
@@ -344,7 +340,7 @@ fn a_filter_that_can_put_the_grant_nowhere_says_so() {
         return;
     }
     let scenario = Scenario::strict();
-    let run = scenario.command().arg("-").stdin(token_document()).stdout(closed_pipe());
+    let run = scenario.command().arg("-").stdin(token_document()).stdout(full_device());
     let outcome = run.env("TMPDIR", "/nonexistent").user(NOBODY).run();
     outcome.assert_status(6).assert_sent(1).assert_unchanged().assert_hints("log in again");
 }

@@ -353,7 +353,14 @@ fn any_other_error_of_the_request_is_a_matter_of_set_up() {
 #[test]
 fn a_refusal_that_is_no_oauth_error_names_its_status_and_what_came() {
     fails(Reply::html(404), 5).assert_says("HTTP 404").assert_hints("--endpoint");
-    fails(Reply::new(401, ""), 5).assert_says("HTTP 401").assert_says("an empty body");
+    let unsaid = "the server refused without saying why";
+    for status in [400, 401] {
+        for body in ["", "Unauthorized", "<html>No</html>"] {
+            let outcome = fails(Reply::new(status, body), 5);
+            outcome.assert_says(&format!("HTTP {status}")).assert_says(unsaid);
+            outcome.assert_hints("client id and secret").assert_says_not("captive portal");
+        }
+    }
     fails(Reply::json(403, "[]"), 5).assert_says("HTTP 403").assert_says("an array");
     let foreign = r#"{"error":{"code":400,"message":"no string"}}"#;
     fails(Reply::json(400, foreign), 5).assert_says("HTTP 400");
