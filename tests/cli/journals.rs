@@ -73,6 +73,18 @@ fn an_older_journal_with_nothing_of_its_own_is_removed() {
 }
 
 #[test]
+fn a_torn_file_that_is_newer_than_its_journal_is_replaced_by_it() {
+    // As a kill leaves it that came while the text of the file was being overwritten.
+    let document = token_document();
+    for torn in [&document[..document.len() / 2], "{\n  \"access_token\": \"AT-of-", "", "\0\0\0"] {
+        let scenario = left_over(1, 2, ITS_REFRESH_TOKEN).token(torn);
+        scenario.run(&[]).assert_ok().assert_sent(1);
+        scenario.assert_in_step();
+        assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+    }
+}
+
+#[test]
 fn a_recovered_token_is_as_old_as_its_journal() {
     let document = token_document();
     let (without, _) = document.split_once(",\n  \"issued_at\"").expect("issued_at");
