@@ -157,29 +157,25 @@ fn a_journal_that_is_held_beyond_the_time_out_is_a_temporary_failure() {
 #[test]
 fn a_run_holds_a_lock_on_its_journal_while_it_waits() {
     let scenario = Scenario::strict();
-    scenario.server.hold_from(1);
-    let run = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
-    let journal = fs::File::open(scenario.journal()).expect("a journal");
-    assert!(journal.try_lock().is_err(), "the journal is not locked");
-    scenario.server.release();
-    run.wait().assert_ok();
+    let outcome = scenario.while_thinking(1, scenario.command().arg(TOKEN_FILE), |_| {
+        let journal = fs::File::open(scenario.journal()).expect("a journal");
+        assert!(journal.try_lock().is_err(), "the journal is not locked");
+    });
+    outcome.assert_ok();
 }
 
 #[test]
 fn a_login_that_took_the_name_waits_for_the_run_that_lives() {
     // The new file is not locked, and the journal beside it is that of the run on the old one.
     let scenario = Scenario::strict();
-    scenario.server.hold_from(1);
-    let first = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
     let theirs = token_document().replace(REFRESH_TOKEN, "RT-of-a-new-login");
-    let next = scenario.dir.write("next", &theirs);
-    fs::rename(next, scenario.file()).expect("to rename");
-    let second = scenario.run(&["--timeout", "0.3"]);
-    second.assert_status(4).assert_sent(0).assert_stdout("");
-    scenario.server.release();
-    first.wait().assert_status(6);
+    let first = scenario.while_thinking(1, scenario.command().arg(TOKEN_FILE), |_| {
+        let next = scenario.dir.write("next", &theirs);
+        fs::rename(next, scenario.file()).expect("to rename");
+        let second = scenario.run(&["--timeout", "0.3"]);
+        second.assert_status(4).assert_sent(0).assert_stdout("");
+    });
+    first.assert_status(6);
     assert_eq!(scenario.dir.read(TOKEN_FILE), theirs.as_bytes());
     assert_eq!(scenario.rescued().len(), 1);
 }
@@ -193,15 +189,13 @@ fn a_file_with_several_names_has_a_private_journal() {
     fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
     let inode = || fs::metadata(scenario.file()).expect("a file").ino();
     let before = inode();
-    scenario.server.hold_from(1);
-    let run = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
-    let journal = fs::metadata(scenario.journal()).expect("a journal");
-    assert_eq!(journal.mode() & 0o7777, 0o600);
-    assert!(journal.len() > token_document().len() as u64, "no room was reserved");
-    assert_eq!(scenario.dir.read(TOKEN_FILE), token_document().as_bytes());
-    scenario.server.release();
-    run.wait().assert_ok();
+    let outcome = scenario.while_thinking(1, scenario.command().arg(TOKEN_FILE), |_| {
+        let journal = fs::metadata(scenario.journal()).expect("a journal");
+        assert_eq!(journal.mode() & 0o7777, 0o600);
+        assert!(journal.len() > token_document().len() as u64, "no room was reserved");
+        assert_eq!(scenario.dir.read(TOKEN_FILE), token_document().as_bytes());
+    });
+    outcome.assert_ok();
     scenario.assert_in_step();
     assert_eq!(inode(), before);
     assert_eq!(scenario.dir.read("other.json"), scenario.dir.read(TOKEN_FILE));

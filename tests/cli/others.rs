@@ -5,7 +5,8 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use crate::harness::{
-    NOBODY, OLD_ACCESS_TOKEN, Outcome, Scenario, TOKEN_FILE, is_root, set_mode, token_document,
+    NOBODY, OLD_ACCESS_TOKEN, Outcome, Running, Scenario, TOKEN_FILE, is_root, set_mode,
+    token_document,
 };
 use crate::server::{Config, OAuth, REFRESH_TOKEN};
 
@@ -25,12 +26,7 @@ fn by_overwriting(scenario: &Scenario, document: &str) {
 /// Runs it on the token file, and does something while the endpoint thinks.
 #[track_caller]
 fn meanwhile(scenario: &Scenario, act: impl FnOnce()) -> Outcome {
-    scenario.server.hold_from(1);
-    let run = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
-    act();
-    scenario.server.release();
-    run.wait()
+    scenario.while_thinking(1, scenario.command().arg(TOKEN_FILE), |_| act())
 }
 
 // ---- Rotated by another program ----
@@ -132,13 +128,10 @@ fn a_new_login_in_a_closed_folder_stays() {
         chown(scenario.file(), Some(NOBODY), Some(NOBODY)).expect("to give it away");
         let other = crate::harness::TempDir::new();
         set_mode(other.path(), 0o777);
-        scenario.server.hold_from(1);
         let run = scenario.command().arg(TOKEN_FILE).user(NOBODY);
-        let run = run.env("TMPDIR", other.path()).start();
-        scenario.wait_for_posts(1);
-        write(&scenario, &their_document());
-        scenario.server.release();
-        let outcome = run.wait();
+        let run = run.env("TMPDIR", other.path());
+        let write = |_: &mut Running<'_>| write(&scenario, &their_document());
+        let outcome = scenario.while_thinking(1, run, write);
         assert_both_kept(&scenario, &outcome, other.path());
     }
 }
@@ -159,12 +152,9 @@ fn a_new_login_of_the_same_length_is_seen_as_one() {
 #[test]
 fn a_filter_has_no_file_that_could_change() {
     let scenario = Scenario::strict();
-    scenario.server.hold_from(1);
-    let run = scenario.command().arg("-").stdin(token_document()).start();
-    scenario.wait_for_posts(1);
-    by_overwriting(&scenario, &their_document());
-    scenario.server.release();
-    run.wait().assert_ok();
+    let run = scenario.command().arg("-").stdin(token_document());
+    let write = |_: &mut Running<'_>| by_overwriting(&scenario, &their_document());
+    scenario.while_thinking(1, run, write).assert_ok();
     assert_eq!(scenario.dir.read(TOKEN_FILE), their_document().as_bytes());
 }
 

@@ -42,14 +42,10 @@ fn access_tokens(scenario: &Scenario) -> [String; 3] {
 fn a_stop_while_the_endpoint_thinks_costs_no_grant() {
     for signals in [&[TERM][..], &[INT], &[HUP], &[TERM, TERM], &[INT, INT, HUP, TERM]] {
         let scenario = Scenario::strict();
-        scenario.server.hold_from(1);
-        let mut run = scenario.command().arg(TOKEN_FILE).start();
-        scenario.wait_for_posts(1);
-        for signal in signals {
-            run.signal(*signal);
-        }
-        scenario.server.release();
-        let outcome = run.wait();
+        let run = scenario.command().arg(TOKEN_FILE);
+        let outcome = scenario.while_thinking(1, run, |run| {
+            signals.iter().for_each(|signal| run.signal(*signal));
+        });
         // Nothing was left to do, so that it ends as it would have.
         outcome.assert_ok().assert_stdout(&format!("{}\n", scenario.member("access_token")));
         scenario.assert_in_step();
@@ -63,12 +59,9 @@ fn a_stop_costs_no_grant_in_a_file_that_is_saved_in_place() {
         let scenario = Scenario::strict();
         let other = scenario.dir.join("other.json");
         std::fs::hard_link(scenario.file(), &other).expect("a hard link");
-        scenario.server.hold_from(1);
-        let mut run = scenario.command().arg(TOKEN_FILE).start();
-        scenario.wait_for_posts(1);
-        run.signal(signal);
-        scenario.server.release();
-        run.wait().assert_ok();
+        let run = scenario.command().arg(TOKEN_FILE);
+        let outcome = scenario.while_thinking(1, run, |run| run.signal(signal));
+        outcome.assert_ok();
         scenario.assert_in_step();
         assert_eq!(scenario.dir.names(), ["other.json", TOKEN_FILE]);
     }
@@ -78,12 +71,8 @@ fn a_stop_costs_no_grant_in_a_file_that_is_saved_in_place() {
 fn a_stop_among_three_files_finishes_the_one_under_way() {
     for signal in NOTED {
         let scenario = three_files();
-        scenario.server.hold_from(2);
-        let mut run = scenario.command().args(FILES).start();
-        scenario.wait_for_posts(2);
-        run.signal(signal);
-        scenario.server.release();
-        let outcome = run.wait();
+        let run = scenario.command().args(FILES);
+        let outcome = scenario.while_thinking(2, run, |run| run.signal(signal));
         outcome.assert_status(128 + signal).assert_sent(2).assert_stdout("AT-new-1\nAT-new-2\n");
         assert_eq!(access_tokens(&scenario), ["AT-new-1", "AT-new-2", OLD_ACCESS_TOKEN]);
         assert_eq!(scenario.dir.names(), [&FILES[..], &[TOKEN_FILE]].concat());
@@ -93,12 +82,9 @@ fn a_stop_among_three_files_finishes_the_one_under_way() {
 #[test]
 fn the_last_of_three_files_leaves_nothing_to_do() {
     let scenario = three_files();
-    scenario.server.hold_from(3);
-    let mut run = scenario.command().args(FILES).start();
-    scenario.wait_for_posts(3);
-    run.signal(TERM);
-    scenario.server.release();
-    run.wait().assert_ok().assert_sent(3);
+    let run = scenario.command().args(FILES);
+    let outcome = scenario.while_thinking(3, run, |run| run.signal(TERM));
+    outcome.assert_ok().assert_sent(3);
     assert_eq!(access_tokens(&scenario), ["AT-new-1", "AT-new-2", "AT-new-3"]);
 }
 
@@ -106,12 +92,9 @@ fn the_last_of_three_files_leaves_nothing_to_do() {
 fn what_was_ignored_before_stays_ignored() {
     for signal in NOTED {
         let scenario = three_files();
-        scenario.server.hold_from(2);
-        let mut run = scenario.command().args(FILES).through(&IGNORING).start();
-        scenario.wait_for_posts(2);
-        run.signal(signal);
-        scenario.server.release();
-        run.wait().assert_ok().assert_sent(3);
+        let run = scenario.command().args(FILES).through(&IGNORING);
+        let outcome = scenario.while_thinking(2, run, |run| run.signal(signal));
+        outcome.assert_ok().assert_sent(3);
         assert_eq!(access_tokens(&scenario), ["AT-new-1", "AT-new-2", "AT-new-3"]);
     }
 }
@@ -120,12 +103,8 @@ fn what_was_ignored_before_stays_ignored() {
 fn a_filter_that_is_stopped_while_it_waits_prints_its_document() {
     for signal in NOTED {
         let scenario = Scenario::strict();
-        scenario.server.hold_from(1);
-        let mut run = scenario.command().arg("-").stdin(token_document()).start();
-        scenario.wait_for_posts(1);
-        run.signal(signal);
-        scenario.server.release();
-        let outcome = run.wait();
+        let run = scenario.command().arg("-").stdin(token_document());
+        let outcome = scenario.while_thinking(1, run, |run| run.signal(signal));
         outcome.assert_ok().assert_unchanged();
         let document: serde_json::Value = serde_json::from_slice(&outcome.stdout)
             .unwrap_or_else(|e| outcome.fail(&e.to_string()));
@@ -138,12 +117,9 @@ fn a_filter_that_is_stopped_while_it_waits_prints_its_document() {
 fn a_stop_does_not_hide_what_the_server_refused() {
     let refused = Reply::error(400, "invalid_grant", "expired access/refresh token");
     let scenario = Scenario::scripted([refused]);
-    scenario.server.hold_from(1);
-    let mut run = scenario.command().arg(TOKEN_FILE).start();
-    scenario.wait_for_posts(1);
-    run.signal(TERM);
-    scenario.server.release();
-    run.wait().assert_failed(3).assert_says("invalid_grant");
+    let run = scenario.command().arg(TOKEN_FILE);
+    let outcome = scenario.while_thinking(1, run, |run| run.signal(TERM));
+    outcome.assert_failed(3).assert_says("invalid_grant");
 }
 
 #[test]
@@ -151,12 +127,9 @@ fn a_stop_ends_the_tries_once_nothing_was_processed() {
     for signal in NOTED {
         let busy = Reply::html(503).header("Retry-After", "0");
         let scenario = Scenario::scripted([busy, Reply::grant("AT-new-one", None)]);
-        scenario.server.hold_from(1);
-        let mut run = scenario.command().arg(TOKEN_FILE).start();
-        scenario.wait_for_posts(1);
-        run.signal(signal);
-        scenario.server.release();
-        run.wait().assert_failed(128 + signal).assert_sent(1);
+        let run = scenario.command().arg(TOKEN_FILE);
+        let outcome = scenario.while_thinking(1, run, |run| run.signal(signal));
+        outcome.assert_failed(128 + signal).assert_sent(1);
     }
 }
 
