@@ -339,8 +339,8 @@ fn is_ambiguous(document: &[u8]) -> bool {
             let rest = text[at + key.len()..].trim_start().trim_start_matches(':');
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
             let value = values.next().and_then(Result::ok).unwrap_or_default();
-            let is_word = !value.is_empty() && "00Dxx!AT-new".contains(&*value);
-            is_word || value.ends_with('.') || WORDS.contains(&&*value)
+            let is_part = |word: &str| !value.is_empty() && word.contains(&*value);
+            is_part("00Dxx!AT-new") || value.ends_with('.') || WORDS.iter().any(|it| is_part(it))
         })
     })
 }
