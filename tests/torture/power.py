@@ -1,0 +1,566 @@
+"""Cuts the power at every write of a renewal: ext4, xfs and btrfs, all three plans of a save.
+
+A file system lies on a loop device, and the file behind that is served by this script through
+/dev/fuse, so that each write and each flush of the block layer is seen, in order. The device is
+then rebuilt as a power cut could have left it: everything before a flush is there, and of the
+writes since, any choice. Each of these states is mounted anew, its token file is read, and for
+each distinct content the program runs once more.
+
+usage: power.py [--quick] [WORD...]
+
+With WORDs, only the combinations whose names hold one of them. SEED repeats the random choices,
+CUTS=N makes so many of them in each stretch between two flushes. Needs root, loop devices and
+FUSE, and installs the mkfs programs by apt-get where they are missing.
+"""
+
+import collections
+import contextlib
+import ctypes
+import errno
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+
+import common
+from common import journal_of, parse, refresh, run
+
+NOBODY = 65534
+PAGE, SECTOR = 4096, 512
+MEBIBYTE = 1 << 20
+THINK = "50"
+# Of the failures of one combination, so many are told.
+TOLD = 6
+
+# The size of the device, the mkfs command, its package.
+SYSTEMS = {
+    # Inode tables are written now, and not by a kernel thread in the middle of the renewal.
+    "ext4": (32, ["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,nodiscard"], "e2fsprogs"),
+    "xfs": (300, ["mkfs.xfs", "-q", "-K"], "xfsprogs"),
+    "btrfs": (128, ["mkfs.btrfs", "-q", "-K"], "btrfs-progs"),
+}
+RENAME, JOURNAL, ALONE = "rename", "overwrite with a journal", "overwrite alone"
+PLANS = (RENAME, JOURNAL, ALONE)
+# The token file before the renewal: what it gives is shorter, longer, or finds its room made.
+KINDS = {
+    "a longer file": lambda token: common.document(token, 60),
+    "a shorter file": lambda token: json.dumps({"refresh_token": token}).encode(),
+    "a file with room": lambda token: common.document(token) + b" " * 6000 + b"\n",
+}
+# What the closing line tells, also where it is 0.
+FIGURES = (
+    "combinations", "states", "torn", "lost after exit 0", "lost after it was safe", "next runs",
+    "replays", "next runs failed", "in the window", "trailing NULs", "torn within a page",
+    "unmountable",
+)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Skip(Exception):
+    """Why a combination cannot be had here."""
+
+
+def command(*words):
+    """Runs a command that has to work."""
+    done = run(words, env=dict(os.environ))
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(map(str, words))}: {done.stderr.decode().strip()}")
+
+
+class Disk:
+    """An image file behind FUSE, and the log of what reaches it, in order.
+
+    The log has ("write", offset, bytes) for each page, ("flush",) and ("mark", name). A range that
+    is discarded or zeroed is a write of zeros.
+    """
+
+    GETATTR, SETATTR, OPEN, READ, WRITE, STATFS = 3, 4, 14, 15, 16, 17
+    FORGET, RELEASE, FSYNC, FLUSH, INIT, INTERRUPT = 2, 18, 20, 25, 26, 36
+    DESTROY, BATCH_FORGET, FALLOCATE = 38, 42, 43
+    BIG_WRITES, DIRECT_IO = 1 << 5, 1
+    MAX_WRITE = 128 << 10
+
+    def __init__(self, image, path):
+        self.log = []
+        self.path = path
+        self.path.touch()
+        self.image = os.open(image, os.O_RDWR)
+        self.device = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={self.device},rootmode=100600,user_id=0,group_id=0,allow_other"
+        # NOSUID and NODEV. The root of this file system is the file itself.
+        done = libc.mount(b"disk", os.fsencode(path), b"fuse", 2 | 4, options.encode())
+        if done != 0:
+            os.close(self.device)
+            os.close(self.image)
+            raise OSError(f"fuse: {os.strerror(ctypes.get_errno())}")
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def mark(self, name):
+        self.log.append(("mark", name))
+
+    def close(self):
+        libc.umount2(os.fsencode(self.path), 2)
+        self.thread.join()
+        os.close(self.device)
+        os.close(self.image)
+
+    def serve(self):
+        """Answers the kernel, one request after the other, until it is unmounted."""
+        while True:
+            try:
+                request = os.read(self.device, self.MAX_WRITE + 4096)
+            except InterruptedError:
+                continue
+            except OSError as e:
+                if e.errno in (errno.ENOENT, errno.EAGAIN):
+                    continue
+                return
+            _, opcode, unique = struct.unpack_from("<IIQ", request)
+            if opcode in (self.FORGET, self.BATCH_FORGET, self.INTERRUPT):
+                continue
+            try:
+                answer, error = self.answer(opcode, request[40:]), 0
+            except OSError as e:
+                answer, error = b"", -e.errno
+            head = struct.pack("<IiQ", 16 + len(answer), error, unique)
+            try:
+                os.write(self.device, head + answer)
+            except OSError:
+                return
+            if opcode == self.DESTROY:
+                return
+
+    def answer(self, opcode, body):
+        """What a request gets, logged where it changes the disk."""
+        if opcode == self.INIT:
+            major, minor, ahead = struct.unpack_from("<III", body)
+            sizes = (self.BIG_WRITES, 16, 12, self.MAX_WRITE, 1)
+            return struct.pack("<IIIIHHII", major, min(minor, 31), ahead, *sizes) + bytes(36)
+        if opcode in (self.GETATTR, self.SETATTR):
+            size = os.fstat(self.image).st_size
+            times, owner = bytes(36), (0o100600, 1, 0, 0, 0, PAGE, 0)
+            attributes = struct.pack("<3Q36s7I", 1, size, size // SECTOR, times, *owner)
+            return bytes(16) + attributes
+        if opcode == self.OPEN:
+            return struct.pack("<QII", 0, self.DIRECT_IO, 0)
+        if opcode == self.READ:
+            _, offset, size = struct.unpack_from("<QQI", body)
+            return os.pread(self.image, size, offset)
+        if opcode == self.WRITE:
+            _, offset, size = struct.unpack_from("<QQI", body)
+            # What a disk writes at once is a page: a request of several can be cut between them.
+            for start in range(0, size, PAGE):
+                data = body[40 + start:40 + min(start + PAGE, size)]
+                self.write(offset + start, data)
+            return struct.pack("<II", size, 0)
+        if opcode == self.FALLOCATE:
+            _, offset, size, _ = struct.unpack_from("<QQQI", body)
+            self.write(offset, bytes(size))
+            return b""
+        if opcode == self.FSYNC:
+            self.log.append(("flush",))
+            return b""
+        if opcode == self.STATFS:
+            return bytes(80)
+        if opcode in (self.RELEASE, self.FLUSH, self.DESTROY):
+            return b""
+        raise OSError(errno.ENOSYS, "no such request")
+
+    def write(self, offset, data):
+        os.pwrite(self.image, data, offset)
+        self.log.append(("write", offset, data))
+
+
+class Relay:
+    """Hands each request on to the endpoint, and marks in the log when its answer begins."""
+
+    def __init__(self, endpoint, disk):
+        self.endpoint, self.disk = endpoint, disk
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        port = self.listener.getsockname()[1]
+        self.url = endpoint.url.replace(str(endpoint.port), str(port))
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self.endpoint.port)) as server:
+                way_back = (server, client, "answer")
+                back = threading.Thread(target=self.pump, args=way_back, daemon=True)
+                back.start()
+                self.pump(client, server, "request")
+                back.join()
+
+    def pump(self, source, sink, name):
+        try:
+            while data := source.recv(1 << 16):
+                self.disk.mark(name)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+class Stretch:
+    """The writes between two flushes, and what had happened before they were lost or landed."""
+
+    def __init__(self):
+        self.writes = []
+        self.answered = self.exited = False
+
+
+def stretches(log):
+    """The log, cut at its flushes."""
+    found = [Stretch()]
+    for event, *what in log:
+        now = found[-1]
+        if event == "flush":
+            found.append(Stretch())
+            found[-1].answered, found[-1].exited = now.answered, now.exited
+        elif event == "write":
+            now.writes.append(tuple(what))
+        elif what == ["answer"]:
+            now.answered = True
+        elif what == ["exit"]:
+            # Any write since the last flush may be lost, and the program has ended all the same.
+            now.exited = True
+    # Where nothing was written, the flush is one with the one before it.
+    return [each for each in found[:-1] if each.writes] + found[-1:]
+
+
+def choices(stretch, chance, count):
+    """Which writes of a stretch land: each beginning, and any choice where they are few, else some."""
+    numbers = range(len(stretch.writes))
+    chosen = [numbers[:end] for end in range(len(numbers) + 1)]
+    if 2 ** len(numbers) <= 2 * count:
+        chosen += [[n for n in numbers if 1 << n & bits] for bits in range(2 ** len(numbers))]
+    else:
+        chosen += [numbers[-1:], [*numbers[:-2], numbers[-1]]]
+        for _ in range(count):
+            share = chance.random()
+            chosen.append([n for n in numbers if chance.random() < share])
+    return list(dict.fromkeys(map(tuple, chosen)))
+
+
+def torn(stretch, chance):
+    """For each write of a stretch, those before it and some of its sectors."""
+    for number, (offset, data) in enumerate(stretch.writes):
+        sectors = [
+            (offset + start, data[start:start + SECTOR]) for start in range(0, len(data), SECTOR)
+        ]
+        if 1 < len(sectors) <= PAGE // SECTOR:
+            yield number, sectors[:1]
+            yield number, [each for each in sectors if chance.random() < 0.5]
+
+
+class Combination:
+    """A file system, a plan and a file: a renewal, and the states that it went through."""
+
+    def __init__(self, system, plan, kind, folder):
+        self.system, self.plan, self.kind = system, plan, kind
+        self.name = f"{system}, {plan}, {kind}"
+        self.folder = folder
+        self.image, self.base = folder / "image", folder / "base"
+        self.mounted = folder / "mounted"
+        self.mounted.mkdir(exist_ok=True)
+        self.path = self.mounted / "kept" / "token.json"
+        self.user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if plan == ALONE else {}
+        self.wrong = []
+        self.figures = collections.Counter({"states": 0})
+
+    def failures(self):
+        """What was wrong, the first of it."""
+        more = len(self.wrong) - TOLD
+        return self.wrong[:TOLD] + ([f"and {more} more"] if more > 0 else [])
+
+    def expect(self, truth, otherwise):
+        if not truth:
+            self.wrong.append(otherwise)
+
+    def make(self):
+        """Makes the file system, in an image."""
+        size, make, _ = SYSTEMS[self.system]
+        self.image.write_bytes(b"")
+        os.truncate(self.image, size * MEBIBYTE)
+        command(*make, self.image)
+
+    def lacks(self):
+        """Why this file system cannot be watched here; None where it can."""
+        try:
+            self.make()
+            disk = Disk(self.image, self.folder / "disk")
+            try:
+                with self.mount(disk.path):
+                    return None
+            finally:
+                disk.close()
+        except OSError as e:
+            return str(e)
+
+    def record(self):
+        """Renews a token file on a disk that is watched."""
+        self.make()
+        command("cp", "--sparse=always", self.image, self.base)
+        disk = Disk(self.image, self.folder / "disk")
+        endpoint = common.Endpoint("--delay", THINK)
+        relay = Relay(endpoint, disk)
+        try:
+            with self.mount(disk.path):
+                self.renew(disk, endpoint, relay)
+        finally:
+            relay.close()
+            endpoint.close()
+            disk.close()
+        start = disk.log.index(("mark", "start"))
+        self.before = [entry[1:] for entry in disk.log[:start] if entry[0] == "write"]
+        self.stretches = stretches(disk.log[start:disk.log.index(("mark", "end"))])
+        self.figures["writes"] = sum(len(each.writes) for each in self.stretches)
+
+    def renew(self, disk, endpoint, relay):
+        """Lays the token file, and renews it between two marks in the log."""
+        self.path.parent.mkdir()
+        self.old_token = endpoint.live()
+        self.old = KINDS[self.kind](self.old_token)
+        self.path.write_bytes(self.old)
+        self.path.chmod(0o600)
+        if self.plan == JOURNAL:
+            os.link(self.path, self.path.with_name("other.json"))
+        if self.plan == ALONE:
+            os.chown(self.path, NOBODY, NOBODY)
+        inode = self.path.stat().st_ino
+        command("sync", "-f", self.mounted)
+        disk.mark("start")
+        result = run(refresh(relay.url, self.path), **self.user)
+        if result.returncode == 0:
+            disk.mark("exit")
+        self.expect(result.returncode == 0, f"{result.returncode}: {result.stderr!r}")
+        # What the kernel would write by itself, seconds later.
+        command("sync", "-f", self.mounted)
+        disk.mark("end")
+        self.new, self.new_token = self.path.read_bytes(), endpoint.state()["refresh_token"]
+        stays = self.path.stat().st_ino == inode
+        self.expect(stays == (self.plan != RENAME), f"not the plan: the inode stays: {stays}")
+
+    @contextlib.contextmanager
+    def mount(self, image):
+        """Mounts the file system in this image."""
+        command("mount", "-t", self.system, "-o", "loop", image, self.mounted)
+        try:
+            yield
+        finally:
+            command("umount", self.mounted)
+
+    def cut(self, chance, count):
+        """Looks at each state that a power cut can leave."""
+        self.seen, self.safe, self.journals = set(), False, 0
+        apply(self.before, self.base)
+        last = self.stretches[-1]
+        for number, stretch in enumerate(self.stretches):
+            where = f"stretch {number + 1} of {len(self.stretches)}"
+            writes = stretch.writes
+            for chosen in choices(stretch, chance, count):
+                # All of them is none of the next stretch.
+                if stretch is last or len(chosen) < len(writes):
+                    landed = [writes[n] for n in chosen]
+                    of = f"{where}, writes {list(chosen)} of {len(writes)}"
+                    self.state(stretch, landed, of, first=not chosen)
+            for end, sectors in torn(stretch, chance):
+                of = f"{where}, {end} of {len(writes)} writes and {len(sectors)} sectors"
+                self.state(stretch, [*writes[:end], *sectors], of, sectors=True)
+            apply(writes, self.base)
+        used = self.journals > 0
+        self.expect(used == (self.plan != ALONE), f"not the plan: a journal was seen: {used}")
+
+    def state(self, stretch, landed, where, first=False, sectors=False):
+        """Rebuilds one state, mounts it, and judges what is there."""
+        image = self.folder / "state"
+        command("cp", "--sparse=auto", self.base, image)
+        apply(landed, image)
+        self.figures["states"] += 1
+        try:
+            with self.mount(image):
+                self.judge(stretch, where, first, sectors)
+        except OSError as e:
+            # A torn block of the file system's own, where it wants whole ones.
+            self.figures["unmountable"] += 1
+            self.expect(sectors, f"{where}: {e}")
+
+    def judge(self, stretch, where, first, sectors):
+        """What a reader, the promises, and the next run say to the state that is mounted."""
+        files = {each.name: each.read_bytes() for each in self.path.parent.iterdir()}
+        data = files.get(self.path.name)
+        holds = any(token_in(each) == self.new_token for each in files.values())
+        self.journals += journal_of(self.path).name in files
+        whole = data is not None and blankless(data) in (blankless(self.old), blankless(self.new))
+
+        def count(figure, wrong):
+            if wrong:
+                self.figures[figure] += 1
+                self.wrong.append(f"{where}: {figure}: {shown(files)}")
+
+        if whole and b"\0" in data:
+            self.figures["trailing NULs"] += 1
+        if sectors and self.plan != RENAME and not whole:
+            # No save in place can help that; with a journal the next run mends it.
+            self.figures["torn within a page"] += 1
+            if self.plan == ALONE:
+                return
+        else:
+            count("torn", not whole)
+        # Once it was on the disk, it stays there.
+        self.safe = self.safe or (first and holds)
+        count("lost after exit 0", stretch.exited and not holds)
+        count("lost after it was safe", self.safe and not holds and not stretch.exited)
+        self.figures["in the window"] += stretch.answered and not self.safe and not holds
+        if whole or holds:
+            self.next_run(files, where, self.new_token if holds else self.old_token)
+
+    def next_run(self, files, where, live):
+        """Runs the program on the state that is mounted, once for each content."""
+        journal = journal_of(self.path)
+        newer = journal.exists() and journal.stat().st_mtime_ns > self.path.stat().st_mtime_ns
+        key = (live, newer, *sorted(files.items()))
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.figures["next runs"] += 1
+        endpoint = common.Endpoint("--refresh-token", live)
+        try:
+            result = run(refresh(endpoint.url, self.path), **self.user)
+            state = endpoint.state()
+        finally:
+            endpoint.close()
+        saved = token_in(self.path.read_bytes()) == state["refresh_token"]
+        if state["posts"] != state["grants"]:
+            self.figures["replays"] += 1
+            self.wrong.append(f"{where}: a dead refresh token was sent: {shown(files)}")
+        elif result.returncode != 0 or not saved or journal.exists():
+            self.figures["next runs failed"] += 1
+            how = f"{result.returncode}, {result.stderr!r}, saved: {saved}"
+            self.wrong.append(f"{where}: next run: {how}: {shown(files)}")
+
+
+def apply(writes, image):
+    """Puts these writes on an image."""
+    disk = os.open(image, os.O_RDWR)
+    for offset, data in writes:
+        os.pwrite(disk, data, offset)
+    os.close(disk)
+
+
+def blankless(data):
+    return data.rstrip(b" \t\r\n\0")
+
+
+def token_in(data):
+    """The refresh token in these bytes; None where they are no token document."""
+    token = parse(blankless(data))
+    return token and token["refresh_token"]
+
+
+def shown(files):
+    """The start of each file, for a failure."""
+    return ", ".join(f"{name} {len(data)} {data[:60]!r}" for name, data in sorted(files.items()))
+
+
+def lacks(system):
+    """Why this file system cannot be had here; None where it can."""
+    _, (make, *_), package = SYSTEMS[system]
+    if not shutil.which(make) and shutil.which("apt-get"):
+        options = ["--yes", "--no-install-recommends"]
+        for words in (["update"], ["install", *options, package]):
+            run(["apt-get", *words], env=dict(os.environ), timeout=300)
+    return None if shutil.which(make) else f"no {make}"
+
+
+def enter_namespace():
+    """Starts this script again in a mount namespace of its own; says why where that cannot be."""
+    if os.geteuid() != 0:
+        return "needs root"
+    if not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"):
+        return "no /dev/fuse or no loop devices"
+    if "SF_REFRESH_POWER" in os.environ:
+        return None
+    words = ["unshare", "--mount", "--propagation", "private"]
+    if not shutil.which("unshare") or run([*words, "true"]).returncode != 0:
+        return "no mount namespace can be made here"
+    os.environ["SF_REFRESH_POWER"] = "yes"
+    sys.stdout.flush()
+    os.execvp("unshare", [*words, sys.executable, *sys.argv])
+
+
+@contextlib.contextmanager
+def workshop():
+    """A folder in memory that every user may enter, with the program and the CA in it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-power-"))
+    try:
+        command("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
+        folder.chmod(0o755)
+        common.PROGRAM = shutil.copy(common.PROGRAM, folder)
+        common.CA = shutil.copy(common.CA, folder)
+        os.chmod(common.CA, 0o644)
+        yield folder
+    finally:
+        run(["umount", "--lazy", folder])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(arguments):
+    words = [word for word in arguments if not word.startswith("-")]
+    kinds = list(KINDS)[:1] if "--quick" in arguments else list(KINDS)
+    count = int(os.environ.get("CUTS", "8"))
+    seed = os.environ.get("SEED") or str(random.randrange(1 << 32))
+    tally, figures = common.Tally(), collections.Counter()
+    reason = enter_namespace()
+    if reason:
+        tally.skip("power cuts", reason)
+        return tally.finish("power cuts")
+    print(f"power cuts: SEED={seed} CUTS={count}")
+    # The traces of a run that is stopped go as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with workshop() as folder:
+        for system in SYSTEMS:
+            reason = lacks(system)
+            for plan, kind in itertools.product(PLANS, kinds):
+                combination = Combination(system, plan, kind, folder)
+                if words and not any(word in combination.name for word in words):
+                    continue
+                if reason is None:
+                    reason = combination.lacks()
+                if reason:
+                    tally.skip(combination.name, reason)
+                    continue
+                combination.record()
+                combination.cut(random.Random(f"{seed} {combination.name}"), count)
+                tally.check(combination.name, combination.failures())
+                print(f"{combination.name}: {told(combination.figures, combination.figures)}")
+                figures += combination.figures
+                figures["combinations"] += 1
+    print(f"power cuts: {told(figures, FIGURES)}")
+    return tally.finish("power cuts")
+
+
+def told(figures, names):
+    return ", ".join(f"{name} {figures[name]}" for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
