@@ -349,7 +349,7 @@ class Combination:
         self.path.chmod(0o600)
         if self.kind == CUT:
             os.utime(self.path, (1, 1))
-            journal_of(self.path).write_bytes(common.document(self.old_token))
+            journal_of(self.path).write_bytes(common.document(self.old_token, None))
             journal_of(self.path).chmod(0o600)
         if self.plan == JOURNAL:
             os.link(self.path, self.path.with_name("other.json"))
