@@ -8,9 +8,17 @@ each distinct content the program runs once more.
 
 usage: power.py [--quick] [WORD...]
 
-With WORDs, only the combinations whose names hold one of them. SEED repeats the random choices,
-CUTS=N makes so many of them in each stretch between two flushes. Needs root, loop devices and
-FUSE, and installs the mkfs programs by apt-get where they are missing.
+--quick tries each plan with one file. With WORDs, only the combinations whose names hold one of
+them, and each one's figures. SEED repeats the random choices, CUTS=N makes so many of them in each
+stretch between two flushes. Needs root, loop devices and FUSE, and installs the mkfs programs by
+apt-get where they are missing.
+
+What has to be 0: the token file is no JSON for another reader (torn, trailing NULs), the new
+refresh token is not in it though the program ended with 0 (lost after exit 0), or is nowhere though
+it had been on the disk (lost once safe), or the next run does not find it (replays, next runs
+failed). What no client can help is counted: a cut between the answer and the first sync (in the
+window), and a disk that tears the page that is saved in place (torn by the disk; with a journal
+the next run mends it, and 'torn without a journal' has to be 0).
 """
 
 import collections
@@ -447,11 +455,13 @@ class Combination:
                 self.figures[figure] += 1
                 self.wrong.append(f"{where}: {figure}: {shown(files)}")
 
-        # A save in place cannot help that a disk tears a page, or lands one page of several.
-        excused = self.plan != RENAME and (sectors or self.kind == LARGE)
+        # A save in place cannot help that a disk tears a page, or lands one page of several. An
+        # interrupted save may be finished in place.
+        in_place = self.plan != RENAME or self.kind == CUT
+        excused = in_place and (sectors or self.kind == LARGE)
         if excused and not whole:
             self.figures["torn by the disk"] += 1
-            count("torn without a journal", self.plan == JOURNAL and not lives)
+            count("torn without a journal", self.plan != ALONE and not lives)
         else:
             count("torn", not whole)
             # Other readers take NULs for no JSON.
@@ -462,7 +472,9 @@ class Combination:
         count("lost after exit 0", stretch.exited and not saved)
         gone = not holds if self.safe else whole and not lives
         count("lost once safe", gone)
-        self.figures["in the window"] += stretch.answered and not self.safe and not holds
+        # Nobody can help what is between the answer and the first sync.
+        if stretch.answered and not self.safe and not holds:
+            self.figures["in the window"] += 1
         if lives:
             self.next_run(files, where, self.new_token if holds else self.old_token)
 
@@ -491,7 +503,7 @@ class Combination:
         left = {each.name for each in self.path.parent.iterdir()} - self.names
         # What may be somebody's grant is kept: here, the old document that was exchanged.
         rescued = {name for name in left if name.startswith("sf-refresh-rescued-")}
-        self.figures["rescue files"] += len(rescued)
+        self.figures += collections.Counter({"rescue files": len(rescued)})
         if state["posts"] != state["grants"]:
             self.figures["replays"] += 1
             self.wrong.append(f"{where}: a dead refresh token was sent: {shown(files)}")
@@ -588,20 +600,18 @@ def main(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with workshop() as folder:
         for system in SYSTEMS:
-            reason = lacks(system)
-            for each in tries:
-                combination = Combination(system, *each, folder)
-                if words and not any(word in combination.name for word in words):
-                    continue
-                if reason is None:
-                    reason = combination.lacks()
+            wanted = [Combination(system, *each, folder) for each in tries]
+            wanted = [each for each in wanted if not words or any(w in each.name for w in words)]
+            reason = wanted and (lacks(system) or wanted[0].lacks())
+            for combination in wanted:
                 if reason:
                     tally.skip(combination.name, reason)
                     continue
                 combination.record()
                 combination.cut(random.Random(f"{seed} {combination.name}"), count)
                 tally.check(combination.name, combination.failures())
-                print(f"{combination.name}: {told(combination.figures, combination.figures)}")
+                if words or combination.wrong:
+                    print(f"{combination.name}: {told(combination.figures, combination.figures)}")
                 figures += combination.figures
                 figures["combinations"] += 1
     print(f"power cuts: {told(figures, FIGURES)}")
