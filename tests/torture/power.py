@@ -591,6 +591,8 @@ def main(arguments):
     count = int(os.environ.get("CUTS", "8"))
     seed = os.environ.get("SEED") or str(random.randrange(1 << 32))
     tally, figures = common.Tally(), collections.Counter()
+    # Where mkfs is, also if only the users' programs are named.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     reason = enter_namespace()
     if reason:
         tally.skip("power cuts", reason)
