@@ -148,17 +148,16 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
         Command::Refresh(options) => *options,
     };
     options.warn();
-    let files = mem::take(&mut options.files);
-    let mut run = Run::new(options);
+    let client = new_agent(&mut options);
     let mut status = None;
-    for path in files {
-        run.obey_stop()?;
-        run.begin(&path);
+    for path in &options.files {
+        obey_stop()?;
+        let mut run = Run::new(&options, &client, path);
         let is_filter = path.as_os_str() == "-";
-        let done = if is_filter { filter(&mut run) } else { refresh(&mut run, &path) };
+        let done = if is_filter { filter(&mut run) } else { refresh(&mut run) };
         match done {
             Err(error) if error.exit == Exit::Stopped => return Err(error),
-            Err(error) => status = status.or(Some(error.report(Some(&path)))),
+            Err(error) => status = status.or(Some(error.report(Some(path)))),
             Ok(()) => {}
         }
     }
@@ -166,18 +165,20 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 }
 
 /// Renews one token file and prints the result: the story of a file.
-fn refresh(run: &mut Run, path: &Path) -> Result<(), Error> {
-    if let (true, false, Some(start)) = (run.options.dry_run, path.exists(), run.options.start()) {
-        return Request::new(&run.options, &start).map(|request| request.show());
+fn refresh(run: &mut Run) -> Result<(), Error> {
+    if let (true, false, Some(start)) =
+        (run.options.dry_run, run.path.exists(), run.options.start())
+    {
+        return Request::new(run.options, &start).map(|request| request.show());
     }
     loop {
-        let file = TokenFile::lock(path, run)?;
-        let token = run.choose_grant(Token::parse(&file.bytes, &run.options)?);
+        let file = TokenFile::lock(run.path, run)?;
+        let token = run.choose_grant(Token::parse(&file.bytes, run.options)?);
         if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
             run.status(reason);
             return print_token(run.options.output, &token);
         }
-        let request = Request::new(&run.options, &token)?;
+        let request = Request::new(run.options, &token)?;
         if run.options.dry_run {
             request.show();
             return Ok(());
@@ -202,9 +203,9 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
-    let how = match save.commit(&document, None) {
+    let how = match save.commit(&document) {
         Ok(how) => how,
-        Err(failure) => return Err(deliver_unsaved(&document, &failure, &save.file.path)),
+        Err(failure) => return Err(deliver(&document, &failure, &save.file.path)),
     };
     run.step(&format!(
         "HTTP {status}, the refresh token {}",
@@ -226,12 +227,12 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
 fn filter(run: &mut Run) -> Result<(), Error> {
     let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
         .map_err(|e| Error::new(Exit::File, format!("cannot read stdin: {}", describe(&e)), ""))?;
-    let mut token = Token::parse(trimmed(&bytes), &run.options)?;
+    let mut token = Token::parse(trimmed(&bytes), run.options)?;
     if let Some(reason) = run.reason_to_skip(&token, None) {
         run.status(reason);
         return print_token(Output::Json, &token);
     }
-    let request = Request::new(&run.options, &token)?;
+    let request = Request::new(run.options, &token)?;
     if run.options.dry_run {
         request.show();
         return Ok(());
@@ -246,7 +247,8 @@ fn filter(run: &mut Run) -> Result<(), Error> {
                 token.merge(grant.members, SystemTime::now());
                 let document = token.to_json();
                 if let Err(e) = print(&document) {
-                    return Err(deliver(&document, &cannot_print(&e), None, Path::new("")));
+                    let cause = Some(io::Error::other(cannot_print(&e)));
+                    return Err(deliver(&document, &NotSaved { cause, journal: None }, run.path));
                 }
                 run.status("OAuth2 authorization granted!");
                 return Ok(());
@@ -258,6 +260,8 @@ fn filter(run: &mut Run) -> Result<(), Error> {
 
 // ---- Vocabulary: what the story is told in. ----
 
+/// The HTTP client, and the addresses that it connected to.
+type Client = (Agent, mpsc::Receiver<SocketAddr>);
 /// The members of a JSON object.
 type Members = Map<String, Value>;
 
@@ -332,15 +336,12 @@ impl Secret {
     }
 }
 
-/// One call of the program: its options and connections, and the file at hand, for which it says
-/// what happens, waits and counts.
-struct Run {
-    options: Options,
-    agent: Agent,
-    /// The addresses that connections were made to.
-    reached: mpsc::Receiver<SocketAddr>,
-    /// The file at hand, as it was given.
-    path: PathBuf,
+/// The work on one file, with what all files share: it says what happens, waits and counts.
+struct Run<'a> {
+    options: &'a Options,
+    client: &'a Client,
+    /// The file, as it was given.
+    path: &'a Path,
     /// When the time for its lock, the name and the connection is over. The answer has as long again.
     deadline: Instant,
     /// How many more tries it has.
@@ -355,30 +356,19 @@ struct Run {
     uses_seed: bool,
 }
 
-impl Run {
-    /// A run with no file at hand yet.
-    fn new(mut options: Options) -> Self {
-        let (agent, reached) = new_agent(options.roots.take());
+impl<'a> Run<'a> {
+    fn new(options: &'a Options, client: &'a Client, path: &'a Path) -> Self {
         Self {
-            agent,
-            reached,
-            path: PathBuf::new(),
+            options,
+            client,
+            path,
             deadline: Instant::now() + options.timeout,
             retries: options.retry,
             backoff: BACKOFF,
             first_access_token: None,
             answer_lost: false,
             uses_seed: false,
-            options,
         }
-    }
-
-    /// Takes the next file: time and tries start anew.
-    fn begin(&mut self, path: &Path) {
-        path.clone_into(&mut self.path);
-        self.deadline = Instant::now() + self.options.timeout;
-        (self.retries, self.backoff) = (self.options.retry, BACKOFF);
-        (self.first_access_token, self.answer_lost, self.uses_seed) = (None, false, false);
     }
 
     /// The time that is left, zero when it is over.
@@ -404,21 +394,21 @@ impl Run {
     /// Whether there is another refresh token to try than the one that was refused: another program
     /// has put it into the file, or it is in an sfdx auth URL.
     fn has_other(&mut self, file: &TokenFile, refused: &Token) -> bool {
-        let current = file.read_by_name().and_then(|now| Token::parse(&now, &self.options).ok());
         let is_other = |token: &str| token != refused.refresh_token();
-        if current.is_some_and(|now| is_other(now.refresh_token()) && !self.uses_seed) {
+        let current = file.token_by_name(self.options).filter(|_| !self.uses_seed);
+        if current.is_some_and(|now| is_other(now.refresh_token())) {
             self.first_access_token = None;
             return !self.left().is_zero();
         }
-        let seed = self.options.seed().filter(|seed| is_other(seed.expose()));
-        seed.is_some() && !mem::replace(&mut self.uses_seed, true)
+        let has_seed = self.options.seed().is_some_and(|seed| is_other(seed.expose()));
+        has_seed && !mem::replace(&mut self.uses_seed, true)
     }
 
     /// Gets ready for another try; the error if none is left, or none can help.
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let (error, wait) = match reply {
             Reply::Later(error, wait) => {
-                self.obey_stop()?;
+                obey_stop()?;
                 (error, wait)
             }
             // At once, for many servers take the token before for some seconds more.
@@ -453,18 +443,6 @@ impl Run {
         error
     }
 
-    /// Lets stops end the process again; one that was noted meanwhile is the error.
-    fn obey_stop(&self) -> Result<(), Error> {
-        let name = match os::release_stops() {
-            0 => return Ok(()),
-            1 => "SIGHUP",
-            2 => "SIGINT",
-            _ => "SIGTERM",
-        };
-        let message = format!("stopped by {name}: what was under way is done, the rest is left");
-        Err(Error::new(Exit::Stopped, message, "run it again for the rest"))
-    }
-
     /// Why no request is needed: another run has renewed the token, or it is younger than
     /// `--if-older-than`. A token that does not tell its age was issued when its file was `modified`.
     fn reason_to_skip(&self, token: &Token, modified: Option<SystemTime>) -> Option<&'static str> {
@@ -478,22 +456,34 @@ impl Run {
 
     /// Says which addresses were connected to.
     fn tell_reached(&self) {
-        self.reached.try_iter().for_each(|peer| self.step(&format!("connected to {peer}")));
+        self.client.1.try_iter().for_each(|peer| self.step(&format!("connected to {peer}")));
     }
 
     /// Says on stderr what came of the file, unless `--quiet`.
     fn status(&self, text: &str) {
         if !self.options.quiet {
-            say(Some(&self.path), text);
+            say(Some(self.path), text);
         }
     }
 
     /// Says one step on the way on stderr, if `--verbose`.
     fn step(&self, text: &str) {
         if self.options.verbose {
-            say(Some(&self.path), text);
+            say(Some(self.path), text);
         }
     }
+}
+
+/// Lets stops end the process again; one that was noted meanwhile is the error.
+fn obey_stop() -> Result<(), Error> {
+    let name = match os::release_stops() {
+        0 => return Ok(()),
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        _ => "SIGTERM",
+    };
+    let message = format!("stopped by {name}: what was under way is done, the rest is left");
+    Err(Error::new(Exit::Stopped, message, "run it again for the rest"))
 }
 
 // ---- Command line: arguments, environment and the files they name become options. ----
@@ -501,7 +491,7 @@ impl Run {
 /// What the command line asks for.
 enum Command {
     /// Print this text to stdout: the help or the version.
-    Print(String),
+    Print(&'static str),
     Refresh(Box<Options>),
 }
 
@@ -529,19 +519,12 @@ struct Options {
     files: Vec<PathBuf>,
 }
 
-/// The files that options name; nothing is read before the whole command line is known.
-#[derive(Default)]
-struct NamedFiles {
-    client_secret: Option<PathBuf>,
-    sfdx_url: Option<PathBuf>,
-    roots: Option<PathBuf>,
-}
-
-/// One more field of the request's form. Until its file is read, `value` is the name of that.
+/// One more field of the request's form.
 struct FormField {
     name: String,
     value: Secret,
-    is_file: bool,
+    /// Everybody on the machine can read it in the process list.
+    on_command_line: bool,
 }
 
 /// What stdout gets.
@@ -555,11 +538,12 @@ enum Output {
     None,
 }
 
-/// Parses the command line; what is missing there comes from the environment. Errors: usage.
+/// Parses the command line, and reads the files that it names; what is missing there comes from the
+/// environment. Errors: usage.
 fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
     use lexopt::prelude::{Long, Short, Value};
     let from = &mut arguments;
-    let (mut named, mut output) = (NamedFiles::default(), None);
+    let mut output = None;
     let mut options = Options {
         grant_type: REFRESH_TOKEN.to_owned(),
         timeout: Duration::from_secs(30),
@@ -568,92 +552,89 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
     };
     while let Some(argument) = from.next().map_err(|e| bad_argument(&e))? {
         match argument {
-            Short('i') | Long("client-id") => {
-                text(from, "--client-id")?.trim().clone_into(&mut options.client_id);
+            Short('i') | Long("client-id") => options.client_id = text(from, "--client-id")?,
+            Short('s') | Long("client-secret-file") => {
+                options.client_secret = Some(read_option(&file(from)?, "--client-secret-file")?);
             }
-            Short('s') | Long("client-secret-file") => named.client_secret = Some(file(from)?),
             Long("basic") => options.basic = true,
             Short('g') | Long("grant-type") => options.grant_type = text(from, "--grant-type")?,
             Short('d') | Long("data") => options.data.push(parse_field(&text(from, "--data")?)?),
             Short('e') | Long("endpoint") => {
                 options.endpoint = Some(parse_endpoint(&text(from, "--endpoint")?, "--endpoint")?);
             }
-            Long("sfdx-url-file") => named.sfdx_url = Some(file(from)?),
-            Long("ca-cert") => named.roots = Some(file(from)?),
-            Long("timeout") => options.timeout = parse_timeout(&text(from, "--timeout")?)?,
-            Long("retry") => options.retry = parse_retry(&text(from, "--retry")?)?,
-            Long("if-older-than") => {
-                options.if_older_than = Some(parse_age(&text(from, "--if-older-than")?)?);
+            Long("sfdx-url-file") => {
+                let url = read_option(&file(from)?, "--sfdx-url-file")?;
+                options.sfdx = Some(SfdxUrl::parse(url.expose(), "--sfdx-url-file")?);
             }
-            Short('o') | Long("output") => output = Some(parse_output(&text(from, "--output")?)?),
+            Long("ca-cert") => options.roots = Some(read_roots(&file(from)?, "--ca-cert")?),
+            Long("timeout") => {
+                let takes = "a number of seconds above 0";
+                options.timeout = parsed(from, "--timeout", takes, parse_timeout)?;
+            }
+            Long("retry") => {
+                options.retry = parsed(from, "--retry", "a whole number", |t| t.parse().ok())?;
+            }
+            Long("if-older-than") => {
+                let takes = "an age such as 90s, 45m, 2h or 7d";
+                options.if_older_than = Some(parsed(from, "--if-older-than", takes, parse_age)?);
+            }
+            Short('o') | Long("output") => {
+                let takes = "token, header, env, json or none";
+                output = Some(parsed(from, "--output", takes, parse_output)?);
+            }
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
             Short('v') | Long("verbose") => options.verbose = true,
-            Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
-            Short('V') | Long("version") => return Ok(Command::Print(VERSION.to_owned())),
+            Short('h') | Long("help") => return Ok(Command::Print(HELP)),
+            Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
             Value(file) => options.files.push(file.into()),
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    check_files(&options.files, output, &named)?;
+    check_files(&options.files, output)?;
     options.output = output.unwrap_or_default();
-    options.complete(&named)?;
+    options.complete()?;
     Ok(Command::Refresh(Box::new(options)))
 }
 
 impl Options {
-    /// Takes from the environment what the command line left open, reads the files that both name,
-    /// and sees that nothing is missing.
-    fn complete(&mut self, named: &NamedFiles) -> Result<(), Error> {
-        let (option, name) = ("--sfdx-url-file", "SFDX_AUTH_URL");
-        self.sfdx = match &named.sfdx_url {
-            Some(path) => {
-                let url = read_option(path, option, "the sfdx auth URL itself")?;
-                Some(SfdxUrl::parse(url.expose(), option)?)
-            }
-            None => variable(name)?.map(|url| SfdxUrl::parse(&url, name)).transpose()?,
-        };
-        if self.endpoint.is_none() {
-            let name = "SF_TOKEN_ENDPOINT";
+    /// Takes from the environment and from an sfdx auth URL what the command line left open, and sees
+    /// that nothing is missing.
+    fn complete(&mut self) -> Result<(), Error> {
+        if let (None, name) = (&self.sfdx, "SFDX_AUTH_URL") {
+            self.sfdx = variable(name)?.map(|url| SfdxUrl::parse(&url, name)).transpose()?;
+        }
+        if let (None, name) = (&self.endpoint, "SF_TOKEN_ENDPOINT") {
             self.endpoint = variable(name)?.map(|url| parse_endpoint(&url, name)).transpose()?;
         }
-        self.complete_client(named)?;
-        for field in self.data.iter_mut().filter(|field| field.is_file) {
-            let path = PathBuf::from(field.value.expose());
-            field.value = read_option(&path, "--data", "the value itself")?;
+        if let (None, Some(path)) = (&self.roots, set_variable("SSL_CERT_FILE")) {
+            self.roots = Some(read_roots(Path::new(&path), "SSL_CERT_FILE")?);
         }
-        let name = "SSL_CERT_FILE";
-        self.roots = match (&named.roots, set_variable(name)) {
-            (Some(path), _) => Some(read_roots("--ca-cert", path)?),
-            (None, Some(path)) => Some(read_roots(name, Path::new(&path))?),
-            (None, None) => None,
-        };
         let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
         if let Some(name) = proxies.into_iter().find(|name| set_variable(name).is_some()) {
             self.proxy = Some(parse_proxy(&variable(name)?.unwrap_or_default(), name)?);
         }
         self.no_proxy = variable("no_proxy")?.or(variable("NO_PROXY")?).unwrap_or_default();
-        Ok(())
-    }
-
-    /// Client id and secret: option, environment, sfdx URL.
-    fn complete_client(&mut self, named: &NamedFiles) -> Result<(), Error> {
-        self.client_secret = match &named.client_secret {
-            Some(path) => Some(read_option(path, "--client-secret-file", "the secret itself")?),
-            None => variable("SF_CLIENT_SECRET")?.map(Secret),
-        };
+        if self.client_secret.is_none() {
+            self.client_secret = variable("SF_CLIENT_SECRET")?.map(Secret);
+        }
+        if self.client_id.is_empty() {
+            self.client_id = variable("SF_CLIENT_ID")?.unwrap_or_default();
+        }
+        if let Some(sfdx) = &self.sfdx {
+            if self.client_id.is_empty() {
+                self.client_id.clone_from(&sfdx.client_id);
+            }
+            // The secret of an sfdx URL belongs to that URL's client alone.
+            let secret = sfdx.client_secret.as_ref().filter(|_| sfdx.client_id == self.client_id);
+            self.client_secret = self.client_secret.take().or(secret.cloned());
+        }
+        self.client_id = self.client_id.trim().to_owned();
         if self.client_id.is_empty() {
             let hint = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
                  key in Setup, under the settings of the external client app";
-            self.client_id = variable("SF_CLIENT_ID")?
-                .map(|id| id.trim().to_owned())
-                .or(self.sfdx.as_ref().map(|sfdx| sfdx.client_id.clone()))
-                .ok_or_else(|| usage("missing client id", hint))?;
+            return Err(usage("missing client id", hint));
         }
-        // The secret of an sfdx URL belongs to that URL's client alone.
-        let sfdx = self.sfdx.as_ref().filter(|sfdx| sfdx.client_id == self.client_id);
-        let secret_of_url = sfdx.and_then(|sfdx| sfdx.client_secret.clone());
-        self.client_secret = self.client_secret.take().or(secret_of_url);
         if self.basic && self.client_secret.is_none() {
             let hint = "--client-secret-file FILE or SF_CLIENT_SECRET";
             return Err(usage("--basic needs a client secret", hint));
@@ -664,8 +645,8 @@ impl Options {
     /// Says what everybody on the machine can read in the process list.
     fn warn(&self) {
         const SECRET: [&str; 4] = ["code", "code_verifier", "assertion", "client_assertion"];
-        for FormField { name, is_file, .. } in &self.data {
-            if !is_file && !self.quiet && SECRET.contains(&name.as_str()) {
+        for FormField { name, on_command_line, .. } in &self.data {
+            if *on_command_line && !self.quiet && SECRET.contains(&name.as_str()) {
                 say(None, &format!("everybody on this machine can read the {name} in --data"));
                 say_line(&format!("hint: --data {name}@FILE takes it from a file"));
             }
@@ -747,62 +728,68 @@ fn text(arguments: &mut lexopt::Parser, option: &str) -> Result<String, Error> {
     if text.trim().is_empty() { Err(usage(format!("{option} is empty"), "")) } else { Ok(text) }
 }
 
-/// What the file of an option holds, less one newline at its end. The file's name is not told: it
-/// may be `itself`, the secret given in place of a name.
-fn read_option(path: &Path, option: &str, itself: &str) -> Result<Secret, Error> {
+/// The argument of the option just read, as `parse` understands it; the hint says what it `takes`.
+fn parsed<T>(
+    arguments: &mut lexopt::Parser,
+    option: &str,
+    takes: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, Error> {
+    let text = text(arguments, option)?;
+    let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
+    parse(&text).ok_or_else(bad)
+}
+
+/// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
+/// told: it may be the secret itself, given in place of a name.
+fn read_option(path: &Path, option: &str) -> Result<Secret, Error> {
+    let bad = |what: &str, hint: &str| usage(format!("the file of {option} {what}"), hint);
     let bytes = match path.to_str() {
         Some("-") => read_limited(io::stdin().lock(), MAX_DOCUMENT),
         _ => File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT)),
     };
     let bytes = bytes.map_err(|cause| {
-        let message = format!("cannot read the file of {option}: {}", describe(&cause));
-        usage(message, &format!("{option} takes the name of a file, not {itself}"))
+        let hint = format!("{option} takes the name of a file, not what is in it");
+        bad(&format!("cannot be read: {}", describe(&cause)), &hint)
     })?;
-    let not_utf_8 = |_| usage(format!("the file of {option} is not UTF-8"), "");
-    let text = String::from_utf8(bytes).map_err(not_utf_8)?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8", ""))?;
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let line = text.strip_suffix('\n').unwrap_or(text);
     match line.strip_suffix('\r').unwrap_or(line) {
-        "" => Err(usage(format!("the file of {option} is empty"), "")),
+        "" => Err(bad("is empty", "")),
         line => Ok(Secret(line.to_owned())),
     }
 }
 
 /// The certificates of a PEM file, at least one.
-fn read_roots(origin: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Error> {
+fn read_roots(path: &Path, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
     let bad = |what: &str| {
         let message = format!("{origin}: {}: {what}", path.display());
         usage(message, "a file of PEM certificates is needed")
     };
     let pem = File::open(path).and_then(|file| read_limited(file, MAX_ROOTS));
     let pem = pem.map_err(|cause| bad(&describe(&cause)))?;
-    let mut roots = Vec::new();
-    for item in ureq::tls::parse_pem(&pem) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
-            Ok(_) => {}
-            Err(_) => return Err(bad("is not PEM")),
-        }
-    }
+    let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&pem).collect();
+    let is_certificate =
+        |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
+    let items = items.map_err(|_| bad("is not PEM"))?;
+    let roots: Vec<_> = items.into_iter().filter_map(is_certificate).collect();
     if roots.is_empty() { Err(bad("holds no certificate")) } else { Ok(roots) }
 }
 
 /// Which files go together: `-` stands alone, and its only copy of the grant goes to stdout whole.
-fn check_files(files: &[PathBuf], output: Option<Output>, named: &NamedFiles) -> Result<(), Error> {
+fn check_files(files: &[PathBuf], output: Option<Output>) -> Result<(), Error> {
     let filter = files.iter().any(|file| file.as_os_str() == "-");
-    let (message, hint) = if files.is_empty() {
-        ("missing FILE", "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more")
-    } else if filter && files.len() > 1 {
-        ("'-' cannot be combined with other files", "")
-    } else if filter && named.sfdx_url.as_ref().is_some_and(|file| file.as_os_str() == "-") {
-        ("stdin cannot be both the token document and the sfdx auth URL", "name a token file")
-    } else if filter && output.is_some_and(|output| output != Output::Json) {
-        let hint = "the renewed document is the only copy of the grant: leave --output out";
-        ("with '-' stdout gets the JSON alone", hint)
-    } else {
-        return Ok(());
-    };
-    Err(usage(message, hint))
+    let is_partial = output.is_some_and(|output| output != Output::Json);
+    let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
+    let only_copy = "the renewed document is the only copy of the grant: leave --output out";
+    let problems = [
+        (files.is_empty(), "missing FILE", example),
+        (filter && files.len() > 1, "'-' cannot be combined with other files", ""),
+        (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
+    ];
+    let wrong = problems.into_iter().find(|(is_wrong, ..)| *is_wrong);
+    wrong.map_or(Ok(()), |(_, message, hint)| Err(usage(message, hint)))
 }
 
 /// What is wrong with an argument, without its value, which may be a secret.
@@ -810,14 +797,12 @@ fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
     match error {
         UnexpectedOption(option) => {
-            let hint = match nearest_option(option) {
-                Some(near) => format!("did you mean '{near}'?"),
-                None => "sf-refresh --help lists the options".to_owned(),
-            };
+            let near = nearest_option(option).map(|near| format!("did you mean '{near}'?"));
+            let hint = near.unwrap_or("sf-refresh --help lists the options".to_owned());
             usage(format!("unknown option '{option}'"), &hint)
         }
-        MissingValue { option: Some(option) } => {
-            usage(format!("missing argument for option '{option}'"), "")
+        MissingValue { option: Some(it) } => {
+            usage(format!("missing argument for option '{it}'"), "")
         }
         UnexpectedValue { option, .. } => usage(format!("option '{option}' takes no argument"), ""),
         _ => usage("an argument is not valid", ""),
@@ -836,7 +821,7 @@ fn nearest_option(misspelt: &str) -> Option<&'static str> {
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
 }
 
-/// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first.
+/// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
 fn parse_field(argument: &str) -> Result<FormField, Error> {
     const OURS: [&str; 4] = ["grant_type", "client_id", "client_secret", REFRESH_TOKEN];
     let Some(at) = argument.find(['=', '@']).filter(|at| *at > 0) else {
@@ -846,51 +831,39 @@ fn parse_field(argument: &str) -> Result<FormField, Error> {
     if OURS.contains(&name) {
         return Err(usage(format!("--data may not set '{name}': it has an option of its own"), ""));
     }
-    let is_file = value.starts_with('@');
-    Ok(FormField { name: name.to_owned(), value: Secret(value[1..].to_owned()), is_file })
+    let (name, on_command_line) = (name.to_owned(), value.starts_with('='));
+    let value = match &value[1..] {
+        value if on_command_line => Secret(value.to_owned()),
+        file => read_option(Path::new(file), "--data")?,
+    };
+    Ok(FormField { name, value, on_command_line })
 }
 
 /// A time-out in seconds, with decimals if need be.
-fn parse_timeout(argument: &str) -> Result<Duration, Error> {
-    let parsed = argument.parse().ok().and_then(|n| Duration::try_from_secs_f64(n).ok());
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let parsed = Duration::try_from_secs_f64(text.parse().ok()?).ok()?;
     // A year is longer than any run, and small enough to be added to any clock.
-    parsed.filter(|d| !d.is_zero() && *d <= Duration::from_secs(366 * 86_400)).ok_or_else(|| {
-        usage(format!("--timeout takes a number of seconds, not '{argument}'"), "--timeout 30")
-    })
-}
-
-/// A number of tries.
-fn parse_retry(argument: &str) -> Result<u32, Error> {
-    let message = |_| usage(format!("--retry takes a whole number, not '{argument}'"), "--retry 2");
-    argument.parse().map_err(message)
+    Some(parsed).filter(|d| !d.is_zero() && *d <= Duration::from_secs(366 * 86_400))
 }
 
 /// An age: a whole number and its unit.
-fn parse_age(argument: &str) -> Result<Duration, Error> {
+fn parse_age(text: &str) -> Option<Duration> {
     const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let parsed = UNITS.into_iter().find_map(|(unit, seconds)| {
-        let number = argument.strip_suffix(unit)?;
-        let is_number = number.bytes().all(|b| b.is_ascii_digit());
-        number.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(seconds)
-    });
-    parsed.map(Duration::from_secs).ok_or_else(|| {
-        let message = format!("--if-older-than takes a number and a unit, not '{argument}'");
-        usage(message, "90s, 45m, 2h or 7d")
-    })
+    let find = |(unit, seconds)| Some((text.strip_suffix(unit)?, seconds));
+    let (number, seconds) = UNITS.into_iter().find_map(find)?;
+    let number = Some(number).filter(|number| number.bytes().all(|b| b.is_ascii_digit()))?;
+    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
 }
 
 /// The name of an output format.
-fn parse_output(argument: &str) -> Result<Output, Error> {
-    match argument {
-        "token" => Ok(Output::Token),
-        "header" => Ok(Output::Header),
-        "env" => Ok(Output::Env),
-        "json" => Ok(Output::Json),
-        "none" => Ok(Output::None),
-        _ => {
-            let message = format!("--output knows no format '{argument}'");
-            Err(usage(message, "token, header, env, json or none"))
-        }
+fn parse_output(text: &str) -> Option<Output> {
+    match text {
+        "token" => Some(Output::Token),
+        "header" => Some(Output::Header),
+        "env" => Some(Output::Env),
+        "json" => Some(Output::Json),
+        "none" => Some(Output::None),
+        _ => None,
     }
 }
 
@@ -898,41 +871,32 @@ fn parse_output(argument: &str) -> Result<Output, Error> {
 /// which would send user info and take another port for a bad one in silence. A host of Salesforce
 /// may stand without the path.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
-    let bad = |what: &str, hint: &str| Err(usage(format!("{origin}: {what}"), hint));
+    let bad = |what: &str, hint: &str| usage(format!("{origin}: {what}"), hint);
     let example = "https://MyDomain.my.salesforce.com/services/oauth2/token";
-    let Ok(uri) = url.parse::<Uri>() else {
-        return bad("not a URL", example);
-    };
+    let uri = url.parse::<Uri>().map_err(|_| bad("not a URL", example))?;
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return bad("not a whole URL", example);
+        return Err(bad("not a whole URL", example));
     };
     let host = authority.host().to_ascii_lowercase();
-    if authority.as_str().contains('@') {
-        return bad("user information in the URL", "--basic sends id and secret");
+    let pages = [".lightning.force.com", ".my.salesforce-setup.com"];
+    let domain = pages.iter().find_map(|page| host.strip_suffix(page));
+    let at = domain.map_or(authority.to_string(), |domain| format!("{domain}.my.salesforce.com"));
+    let right = format!("https://{at}/services/oauth2/token");
+    let is_page = domain.is_some() || uri.path().ends_with("/services/oauth2/authorize");
+    let is_http = scheme == "http";
+    let is_remote = is_http && !is_loopback(&host);
+    let problems = [
+        (authority.as_str().contains('@'), "user information in the URL", "--basic sends it"),
+        (!has_valid_authority(&uri), "no valid host and port", example),
+        (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
+        (is_remote, "plain http is for loopback addresses alone", "use https"),
+        (!is_http && !is_https(&uri), "not an https URL", example),
+        (is_page, "that is a page of the browser's, not the token endpoint", &right),
+    ];
+    if let Some((_, what, hint)) = problems.into_iter().find(|(is_wrong, ..)| *is_wrong) {
+        return Err(bad(what, hint));
     }
-    if !is_authority(authority.as_str()) {
-        return bad("no valid host and port", example);
-    }
-    if url.contains('#') {
-        return bad("an endpoint has no fragment (RFC 6749 §3.2)", "");
-    }
-    match scheme {
-        "https" => {}
-        "http" if is_loopback(&host) => {}
-        "http" => return bad("plain http is for loopback addresses alone", "use https"),
-        _ => return bad("not an https URL", example),
-    }
-    let pages = [".lightning.force.com", ".my.salesforce-setup.com", ".my.site.com"];
-    if let Some(domain) = pages.iter().find_map(|page| host.strip_suffix(page)) {
-        let hint = format!("https://{domain}.my.salesforce.com/services/oauth2/token");
-        return bad("that host has pages and no token endpoint", &hint);
-    }
-    let right = format!("https://{}/services/oauth2/token", authority.as_str());
-    if uri.path().ends_with("/services/oauth2/authorize") {
-        return bad("that is the page to log in at, not the token endpoint", &right);
-    }
-    let is_salesforce = host == SANDBOX_HOST
-        || host == "login.salesforce.com"
+    let is_salesforce = ["login.salesforce.com", SANDBOX_HOST].contains(&host.as_str())
         || host.ends_with(".my.salesforce.com");
     let lacks_path = is_salesforce && uri.path() == "/" && uri.query().is_none();
     Ok(if lacks_path { right.parse().unwrap_or(uri) } else { uri })
@@ -951,24 +915,17 @@ fn shown(uri: &Uri) -> String {
     format!("{scheme}://{authority}{}{query}", uri.path())
 }
 
-/// The host of `HOST[:PORT]`, an IPv6 address in its brackets, and what is behind it.
-fn split_authority(authority: &str) -> (&str, &str) {
-    let colon = authority.rfind(':').filter(|_| !authority.ends_with(']'));
-    authority.split_at(colon.unwrap_or(authority.len()))
-}
-
-/// Whether `HOST[:PORT]` is a DNS name in ASCII, an IPv4 address or an IPv6 address in brackets, and
-/// no port or one from 1 to 65535.
-fn is_authority(authority: &str) -> bool {
-    let (host, port) = split_authority(authority);
-    let is_name = |c: u8| c.is_ascii_alphanumeric() || b"-._".contains(&c);
-    let is_host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(is_name),
+/// Whether the host is a DNS name in ASCII or an address, and the port is none or from 1 to 65535.
+fn has_valid_authority(uri: &Uri) -> bool {
+    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else { return false };
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let is_host = !host.is_empty() && host.bytes().all(is_name) || address(host).is_some();
+    let port = authority.as_str().rsplit('@').next().and_then(|server| server.strip_prefix(host));
+    let is_port = |text: &str| {
+        let digits = text.strip_prefix(':').filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+        text.is_empty() || digits.is_some_and(|t| t.parse::<u16>().is_ok_and(|port| port > 0))
     };
-    let number = port.strip_prefix(':').filter(|port| port.bytes().all(|b| b.is_ascii_digit()));
-    let is_port = number.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-    is_host && (port.is_empty() || is_port)
+    is_host && port.is_some_and(is_port)
 }
 
 /// Whether a host is a loopback address, or the name that stands for one (RFC 6761 §6.3).
@@ -995,11 +952,9 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
         _ => return Err(bad("not a proxy that sf-refresh can use")),
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let server = authority.rsplit_once('@').map_or(authority, |(_, server)| server);
-    if !is_authority(server) {
-        return Err(bad("no valid host and port"));
-    }
-    let port = if split_authority(server).1.is_empty() { default_port } else { "" };
+    let uri = format!("http://{authority}").parse::<Uri>().ok().filter(has_valid_authority);
+    let has_port = uri.ok_or_else(|| bad("no valid host and port"))?.port().is_some();
+    let port = if has_port { "" } else { default_port };
     Proxy::new(&format!("{scheme}://{authority}{port}")).map_err(|_| bad("not a URL"))
 }
 
@@ -1318,54 +1273,52 @@ const LATER: &str = "run it again later";
 /// Said if a request went out, and no whole answer came back.
 const MAY_BE_USED: &str = "the server may have used the refresh token";
 /// A server that wants a client certificate: as an alert, or on a page.
-const CERTIFICATE_DEMANDED: (&str, &str) = (
-    "the server demands a client certificate",
-    "sf-refresh cannot present one: use an endpoint that does not ask for it",
-);
+const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
+/// The hint for it.
+const CERTIFICATE_HINT: &str =
+    "sf-refresh cannot present one: use an endpoint that does not ask for it";
 
-/// A whole answer: its status, the headers that matter, its body.
-struct Answer {
-    status: u16,
-    retry_after: Option<Duration>,
-    location: Option<String>,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn new(status: u16, headers: &HeaderMap, body: Vec<u8>) -> Self {
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-        // Seconds (RFC 9110 §10.2.3); more than fits is more than any time-out. A date says nothing.
-        let seconds = header("retry-after").filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
-        let retry_after = seconds.filter(|text| !text.is_empty());
-        let retry_after = retry_after.map(|t| Duration::from_secs(t.parse().unwrap_or(u64::MAX)));
-        Self { status, retry_after, location: header("location").map(str::to_owned), body }
-    }
-}
-
-/// What an answer means; secrets of the request in what the server says are not told.
-fn read_answer(answer: &Answer, request: &Request) -> Reply {
-    let body = answer.body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&answer.body);
+/// What a whole answer means; secrets of the request in what the server says are not told.
+fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request) -> Reply {
+    let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     // A grant must not be lost to the name of its user: what is not UTF-8, or half a surrogate pair
     // (RFC 8259 §8.2), becomes some other character.
     let text = String::from_utf8_lossy(body);
     let fixed = || text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff");
     let json = first_json(text.as_bytes()).or_else(|| first_json(fixed().as_bytes()));
-    let (status, success) = (answer.status, matches!(answer.status, 200..=299));
+    let success = matches!(status, 200..=299);
     let json = match json.map(|(json, _)| json) {
         Some(Value::Object(members)) if success && is_grant(&members, request) => {
             return Reply::Granted(Grant { status, members });
         }
         json => json,
     };
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
     let said = code.map(|code| server_text(code, json.as_ref(), &request.secrets));
     match (status, code, said) {
-        (300..=399, ..) => Reply::Failed(redirected(answer, &request.secrets)),
-        (408 | 420 | 429 | 500..=599, _, said) => busy(answer, said.as_deref()),
-        (_, Some(code), Some(said)) => refused(code, &said, answer.retry_after, request),
-        _ if success && is_cut_short(body) => lost("the reply ends in the middle"),
+        (300..=399, ..) => Reply::Failed(redirected(status, header("location"), &request.secrets)),
+        (408 | 420 | 429 | 500..=599, _, said) => {
+            let said = said.map_or_else(String::new, |said| format!(": {said}"));
+            let message = format!("the server is busy or failing: HTTP {status}{said}");
+            let error = Error::new(Exit::Temporary, message, LATER);
+            // A gateway that lost the answer.
+            let is_lost = matches!(status, 502 | 504);
+            if is_lost { Reply::Lost(error, wait) } else { Reply::Later(error, wait) }
+        }
+        (_, Some(code), Some(said)) => refused(code, &said, wait, request),
+        _ if success && is_cut_short(body) => {
+            Reply::Lost(lost("the reply ends in the middle"), None)
+        }
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
+}
+
+/// A wait in seconds (RFC 9110 §10.2.3); more than fits is more than any time-out. A date says nothing.
+fn seconds(text: &str) -> Option<Duration> {
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
 /// Whether the members hold a usable access token, or a new refresh token: that may be the only one
@@ -1384,25 +1337,13 @@ fn is_cut_short(body: &[u8]) -> bool {
 }
 
 /// A redirect, which would take the refresh token to another place: only its host is told.
-fn redirected(answer: &Answer, secrets: &Secrets) -> Error {
-    let uri = answer.location.as_deref().and_then(|url| url.parse::<Uri>().ok());
+fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
+    let uri = location.and_then(|url| url.parse::<Uri>().ok());
     let host = uri.as_ref().and_then(Uri::host);
     let to = host.map_or_else(String::new, |host| format!(" to {}", secrets.mask(host)));
-    let message = format!("redirect refused: HTTP {}{to}", answer.status);
     let hint = "give the endpoint itself with --endpoint (for Salesforce your My Domain host), and \
          check that no captive portal answers in its place";
-    Error::new(Exit::Setup, message, hint)
-}
-
-/// A status that says 'later', or that a gateway lost the answer.
-fn busy(answer: &Answer, said: Option<&str>) -> Reply {
-    let said = said.map_or_else(String::new, |said| format!(": {said}"));
-    let message = format!("the server is busy or failing: HTTP {}{said}", answer.status);
-    let error = Error::new(Exit::Temporary, message, LATER);
-    match answer.status {
-        502 | 504 => Reply::Lost(error, answer.retry_after),
-        _ => Reply::Later(error, answer.retry_after),
-    }
+    Error::new(Exit::Setup, format!("redirect refused: HTTP {status}{to}"), hint)
 }
 
 /// An `error` of the server, by its code and what it `said`.
@@ -1428,53 +1369,41 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
     Reply::Failed(Error::new(exit, format!("refused: {said}"), hint))
 }
 
-/// A reply that is neither a grant nor an OAuth2 error.
+/// A reply that is neither a grant nor an OAuth2 error: its status, and in words what came.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
+    let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
     let is_page = body.starts_with(b"<");
-    let came = what_came(body, json);
-    let what = format!("not a token reply, but {came}");
-    let (what, hint) = match status {
-        400 if is_page && contains(body, b"SSL certificate") => {
-            (CERTIFICATE_DEMANDED.0.to_owned(), CERTIFICATE_DEMANDED.1)
-        }
-        400 | 401 => {
-            let hint = "check client id and secret; if they are right, log in again";
-            (format!("the server refused without saying why, with {came}"), hint)
-        }
-        404 => (what, "check --endpoint: there is no token endpoint at that path"),
-        200..=299 if is_page => {
-            (what, "check --endpoint, and that no captive portal or proxy answers in its place")
-        }
-        _ => (what, "check --endpoint, and that no proxy or firewall answers in its place"),
-    };
-    Error::new(Exit::Setup, format!("HTTP {status}: {what}"), hint)
-}
-
-/// What a body is, in words, and none of its own.
-fn what_came(body: &[u8], json: Option<&Value>) -> String {
     let came = match json {
         Some(Value::Object(members)) if members.contains_key("access_token") => {
             "JSON with an access_token that cannot be used"
         }
         Some(Value::Object(_)) => "JSON without an access_token",
-        Some(other) => return format!("{} in JSON", kind_of(other)),
+        Some(other) => kind_of(other),
         None if body.is_empty() => "an empty body",
-        None if body.starts_with(b"<") => "a web page, not JSON",
-        None if contains(body, b"access_token=") => "form-encoded text, not JSON",
+        None if is_page => "a web page, not JSON",
+        None if has("access_token=") => "form-encoded text, not JSON",
         None => "something that is not JSON",
     };
-    came.to_owned()
+    let mut what = "not a token reply";
+    let hint = match status {
+        400 if is_page && has("SSL certificate") => {
+            what = CERTIFICATE_DEMANDED;
+            CERTIFICATE_HINT
+        }
+        400 | 401 => {
+            what = "the server refused without saying why";
+            "check client id and secret; if they are right, log in again"
+        }
+        404 => "check --endpoint: there is no token endpoint at that path",
+        _ => "check --endpoint, and that no captive portal, proxy or firewall answers instead",
+    };
+    Error::new(Exit::Setup, format!("HTTP {status}: {what}, but {came}"), hint)
 }
 
-/// Whether the body holds these bytes.
-fn contains(body: &[u8], needle: &[u8]) -> bool {
-    body.windows(needle.len()).any(|window| window == needle)
-}
-
-/// The request went out, and no whole answer came back: ask again at once.
-fn lost(what: &str) -> Reply {
+/// The error of a request that went out, and to which no whole answer came back.
+fn lost(what: &str) -> Error {
     let hint = "run it again; if it is then refused, log in again";
-    Reply::Lost(Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint), None)
+    Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint)
 }
 
 /// The server's error and its description (RFC 6749 §5.2), fit to be shown.
@@ -1520,13 +1449,9 @@ impl Secrets {
 
 /// A text with its `%XX` (RFC 3986 §2.1) and the usual HTML entities decoded.
 fn decode(text: &str) -> String {
+    #[rustfmt::skip]
     const ENTITIES: [(&str, &str); 7] = [
-        ("&lt;", "<"),
-        ("&gt;", ">"),
-        ("&quot;", "\""),
-        ("&#34;", "\""),
-        ("&#39;", "'"),
-        ("&#x27;", "'"),
+        ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&#x27;", "'"),
         ("&amp;", "&"),
     ];
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
@@ -1646,11 +1571,16 @@ fn base64(bytes: &[u8]) -> String {
 /// kept there as soon as it is in.
 fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     run.step(&format!("POST {}", shown(&request.endpoint)));
-    let mut exchange = Exchange::new(run, request, save);
+    // Room for the reply is taken now: between a grant and its save each system call counts, and to
+    // allocate can be one. Nothing may be printed there either.
+    let received = Vec::with_capacity(RESERVE);
+    let unsent = request.body.expose().as_bytes();
+    let mut exchange =
+        Exchange { run, request, save, unsent, sent: false, failure: None, received };
     let (left, timeout) = (run.left(), run.options.timeout);
     let proxy = run.options.proxy_for(&request.endpoint);
-    let mut post = run
-        .agent
+    let (agent, _) = run.client;
+    let mut post = agent
         .post(&request.endpoint)
         .header("Accept", "application/json")
         // A coded reply could not be read, and its grant would be lost.
@@ -1671,19 +1601,20 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .build()
         .send(SendBody::from_reader(&mut exchange));
     match (response, exchange.failure.take()) {
+        (_, Some(failure)) if failure.exit == Exit::Temporary => Reply::Later(failure, None),
         (_, Some(failure)) => Reply::Failed(failure),
         (Ok(response), None) => exchange.receive(response),
         (Err(error), None) if exchange.sent => lost_after_sending(&error),
-        (Err(error), None) => {
+        (Err(e), None) => {
             run.tell_reached();
-            never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy)
+            never_sent(&e, request.endpoint.host().unwrap_or_default(), proxy)
         }
     }
 }
 
 /// A request on its way, and the reply to it.
 struct Exchange<'a, 'b> {
-    run: &'a Run,
+    run: &'a Run<'a>,
     request: &'a Request,
     save: Option<&'a mut Save<'b>>,
     /// What is left of the request's body.
@@ -1696,15 +1627,7 @@ struct Exchange<'a, 'b> {
     received: Vec<u8>,
 }
 
-impl<'a, 'b> Exchange<'a, 'b> {
-    fn new(run: &'a Run, request: &'a Request, save: Option<&'a mut Save<'b>>) -> Self {
-        // Room for the reply is taken now: between a grant and its save each system call counts, and
-        // to allocate can be one. Nothing may be printed there either.
-        let received = Vec::with_capacity(RESERVE);
-        let unsent = request.body.expose().as_bytes();
-        Self { run, request, save, unsent, sent: false, failure: None, received }
-    }
-
+impl Exchange<'_, '_> {
     /// Reads a response to its end, or to where it breaks off. As soon as it may be a whole grant it is
     /// kept: ureq's work at the end of a body would widen the window for a kill.
     fn receive(mut self, response: Response<ureq::Body>) -> Reply {
@@ -1723,15 +1646,14 @@ impl<'a, 'b> Exchange<'a, 'b> {
                 save.keep(&self.received);
             }
         };
-        let answer = Answer::new(head.status.as_u16(), &head.headers, self.received);
+        let status = head.status.as_u16();
+        let reply = read_answer(status, &head.headers, &self.received, self.request);
         // A grant that is whole counts although the connection broke off after it.
-        match (read_answer(&answer, self.request), cut) {
-            (granted @ Reply::Granted(_), _) => granted,
-            (reply, cut) => {
-                self.run.step(&format!("HTTP {}", answer.status));
-                cut.as_ref().map_or(reply, lost_after_sending)
-            }
+        if matches!(reply, Reply::Granted(_)) {
+            return reply;
         }
+        self.run.step(&format!("HTTP {status}"));
+        cut.as_ref().map_or(reply, lost_after_sending)
     }
 }
 
@@ -1754,9 +1676,9 @@ impl Read for Exchange<'_, '_> {
     }
 }
 
-/// The HTTP client, with the roots that it trusts (Mozilla's if none are given), and the addresses
-/// that it connects to.
-fn new_agent(roots: Option<Vec<Certificate<'static>>>) -> (Agent, mpsc::Receiver<SocketAddr>) {
+/// The HTTP client, with the roots that it trusts: Mozilla's if none are given.
+fn new_agent(options: &mut Options) -> Client {
+    let roots = options.roots.take();
     let roots = roots.map_or(RootCerts::WebPki, |roots| RootCerts::new_with_certs(&roots));
     let config = Agent::config_builder()
         .proxy(None)
@@ -1779,8 +1701,8 @@ fn new_agent(roots: Option<Vec<Certificate<'static>>>) -> (Agent, mpsc::Receiver
 }
 
 /// Opens a TCP connection to the first address of a host, or of its proxy, that answers, and tells
-/// `reached` which. Each has a short patience in turn, so that a dead one does not hold up the others;
-/// those that were silent then share the time that is left. ureq's own gives the first one half of it.
+/// `reached` which. Each has a short patience in turn, so that a dead one does not hold up the others; those that were silent
+/// then share the time that is left. ureq's own gives the first one half of it.
 #[derive(Debug)]
 struct InTurn {
     tcp: TcpConnector,
@@ -1798,8 +1720,7 @@ impl<In: Transport> Connector<In> for InTurn {
         if tunnel.is_some() {
             return self.tcp.connect(details, tunnel);
         }
-        let mut failure = ureq::Error::HostNotFound;
-        let mut silent = details.addrs.to_vec();
+        let (mut failure, mut silent) = (ureq::Error::HostNotFound, details.addrs.to_vec());
         // The only address of a host gets all the time at once.
         let patience = if silent.len() > 1 { PATIENCE } else { Duration::MAX };
         for patience in [patience, Duration::MAX] {
@@ -1904,17 +1825,32 @@ fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     turns.flatten().copied().collect()
 }
 
-/// What rustls says when it refuses a certificate: how its text starts, what it means, a hint.
+/// What a proxy's status to CONNECT means, from one status to another (0: no answer).
 #[rustfmt::skip]
-const CERTIFICATE_FAILURES: [(&str, &str, &str); 8] = [
-    ("UnknownIssuer", "it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
-    ("certificate expired", "it has expired", CLOCK_HINT),
-    ("Expired", "it has expired", CLOCK_HINT),
-    ("certificate not valid yet", "it is not valid yet", CLOCK_HINT),
-    ("NotValidYet", "it is not valid yet", CLOCK_HINT),
-    ("certificate not valid for name", "it is for another host", ENDPOINT_HINT),
-    ("NotValidForName", "it is for another host", ENDPOINT_HINT),
-    ("CaUsedAsEndEntity", "it is a CA's own and not a server's", "--ca-cert does not help: fix the server"),
+const PROXY_REFUSALS: [(u16, u16, Exit, &str, &str); 6] = [
+    (0, 0, Exit::Temporary, "the proxy did not answer", "check the proxy"),
+    // tinyproxy answers a wrong password with 401.
+    (401, 401, Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
+    (407, 407, Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
+    (501, 501, Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
+    (500, 999, Exit::Temporary, "the proxy got no connection", LATER),
+    (1, 999, Exit::Setup, "the proxy refused", "have the proxy allow the host, or name the host in NO_PROXY"),
+];
+/// What rustls says, as a part of its text in lower case without blanks; what it means, a hint.
+#[rustfmt::skip]
+const TLS_FAILURES: [(&str, &str, &str); 12] = [
+    ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
+    ("notvalidyet", "certificate refused: it is not valid yet", CLOCK_HINT),
+    ("notvalidforname", "certificate refused: it is for another host", ENDPOINT_HINT),
+    ("causedasendentity", "certificate refused: it is a CA's own and not a server's", "--ca-cert does not help: fix the server"),
+    ("certificateexpired", "certificate refused: it has expired", CLOCK_HINT),
+    ("peercertificate:expired", "certificate refused: it has expired", CLOCK_HINT),
+    ("invalidpeercertificate", "certificate refused", ENDPOINT_HINT),
+    ("alert:certificaterequired", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
+    ("alert:badcertificate", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
+    ("receivedfatalalert", "the server refused the TLS handshake", "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them"),
+    ("invalidcontenttype", "it does not speak TLS", "check the port of --endpoint"),
+    ("corrupt", "it does not speak TLS", "check the port of --endpoint"),
 ];
 /// The hint if the endpoint is the likely cause.
 const ENDPOINT_HINT: &str = "check --endpoint";
@@ -1938,84 +1874,57 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
     let to = by_proxy.as_ref().map_or(host.to_owned(), |proxy| format!("{host} through {proxy}"));
     // The name of the host itself is the proxy's to find.
     let name = by_proxy.as_deref().unwrap_or(host);
-    let unsent = |exit, what: String, hint: &str| {
-        let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
-        if exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
-    };
-    let later = |what: String, hint: &str| unsent(Exit::Temporary, what, hint);
-    let wrong = |what: String, hint: &str| unsent(Exit::Setup, what, hint);
-    match error {
-        E::Other(cause) => later(format!("cannot find {name}: {cause}"), NAME_HINT),
-        E::HostNotFound => later(format!("cannot find {name}"), NAME_HINT),
-        E::Timeout(ureq::Timeout::Resolve) => {
-            later(format!("no answer from the name server about {name}"), NETWORK_HINT)
+    let (exit, what, hint) = match error {
+        E::Other(cause) => {
+            (Exit::Temporary, format!("cannot find {name}: {cause}"), NAME_HINT.into())
         }
-        E::Timeout(_) => later(format!("no connection to {to} in time"), NETWORK_HINT),
+        E::HostNotFound => (Exit::Temporary, format!("cannot find {name}"), NAME_HINT.into()),
+        E::Timeout(ureq::Timeout::Resolve) => {
+            let what = format!("no answer from the name server about {name}");
+            (Exit::Temporary, what, NETWORK_HINT.into())
+        }
+        E::Timeout(_) => {
+            (Exit::Temporary, format!("no connection to {to} in time"), NETWORK_HINT.into())
+        }
+        // ureq gives it as `proxy server responded 407/407`.
         E::ConnectProxyFailed(reason) => {
-            let (exit, what, hint) = proxy_refusal(reason);
-            unsent(exit, format!("{to}: {what}"), hint)
+            let status = reason.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
+            let fits = |row: &(u16, u16, Exit, &str, &str)| (row.0..=row.1).contains(&status);
+            let known = PROXY_REFUSALS.into_iter().find(fits).unwrap_or(PROXY_REFUSALS[0]);
+            (known.2, format!("{to}: {}: HTTP {status}", known.3), known.4.to_owned())
         }
         E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) => wrong(format!("{to}: {what}"), &hint),
-            None => later(format!("cannot connect to {to}: {}", describe(cause)), NETWORK_HINT),
+            Some((what, hint)) => (Exit::Setup, format!("{to}: {what}"), hint),
+            None => {
+                let what = format!("cannot connect to {to}: {}", describe(cause));
+                (Exit::Temporary, what, NETWORK_HINT.into())
+            }
         },
-        E::Protocol(_) => wrong(format!("{to}: the proxy does not speak HTTP"), "check the proxy"),
-        _ => wrong(format!("cannot use {to} as an endpoint"), ENDPOINT_HINT),
-    }
-}
-
-/// What a proxy answered to CONNECT; ureq gives it as `proxy server responded 407/407`.
-fn proxy_refusal(reason: &str) -> (Exit, String, &'static str) {
-    let status = reason.rsplit('/').next().and_then(|status| status.parse::<u16>().ok());
-    let (exit, what, hint) = match status {
-        // tinyproxy answers a wrong password with 401.
-        Some(401 | 407) => {
-            let hint = "put USER:PASSWORD@ before the host in HTTPS_PROXY";
-            (Exit::Setup, "the proxy wants other credentials", hint)
+        E::Protocol(_) => {
+            (Exit::Setup, format!("{to}: the proxy does not speak HTTP"), "check the proxy".into())
         }
-        Some(501) => (Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
-        Some(500..) => (Exit::Temporary, "the proxy got no connection", LATER),
-        Some(_) => {
-            let hint = "have the proxy allow the host, or name the host in NO_PROXY";
-            (Exit::Setup, "the proxy refused", hint)
-        }
-        None => (Exit::Temporary, "the proxy did not answer", "check the proxy"),
+        _ => (Exit::Setup, format!("cannot use {to} as an endpoint"), ENDPOINT_HINT.into()),
     };
-    let status = status.map_or_else(String::new, |status| format!(": HTTP {status}"));
-    (exit, format!("{what}{status}"), hint)
+    let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
+    if exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
 }
 
-/// What rustls said, in words, with a hint; ureq passes it on as an I/O error, told by its text.
+/// What a failure of TLS means, with a hint; ureq passes it on as an I/O error, told by its text.
 /// Nothing if the network cut the handshake short.
 fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     let text = cause.to_string();
-    if let Some(reason) = text.strip_prefix("invalid peer certificate: ") {
-        let known = CERTIFICATE_FAILURES.into_iter().find(|(start, ..)| reason.starts_with(start));
-        let (_, what, hint) = known.unwrap_or(("", reason, ""));
-        let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
-        let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
-        return Some((format!("certificate refused: {what}"), hint));
-    }
-    let (what, hint) = if demands_certificate(cause) {
-        (CERTIFICATE_DEMANDED.0.to_owned(), CERTIFICATE_DEMANDED.1)
-    } else if let Some(alert) = text.strip_prefix("received fatal alert: ") {
-        let hint = "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them";
-        (format!("the server refused the TLS handshake ({alert})"), hint)
-    } else if cause.kind() != ErrorKind::InvalidData {
-        return None;
-    } else if ["InvalidContentType", "InvalidMessage", "corrupt"].iter().any(|t| text.contains(t)) {
-        ("it does not speak TLS".to_owned(), "check the port of --endpoint")
-    } else {
-        (format!("TLS failed: {text}"), ENDPOINT_HINT)
+    let plain = text.to_ascii_lowercase().replace(' ', "");
+    let known = TLS_FAILURES.into_iter().find(|(part, ..)| plain.contains(part));
+    let (part, what, hint) = match known {
+        Some(known) => known,
+        None if cause.kind() == ErrorKind::InvalidData => ("invalid", "TLS failed", ENDPOINT_HINT),
+        None => return None,
     };
-    Some((what, hint.to_owned()))
-}
-
-/// Whether the server's TLS alert asks for a client certificate.
-fn demands_certificate(cause: &io::Error) -> bool {
-    let text = cause.to_string();
-    let alert = text.strip_prefix("received fatal alert: ").unwrap_or_default();
-    matches!(alert, "CertificateRequired" | "BadCertificate")
+    let is_general = part.contains("invalidpeer") || part.contains("received") || part == "invalid";
+    let detail = text.rsplit(": ").next().filter(|_| is_general);
+    let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
+    let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
+    Some((detail.map_or(what.to_owned(), |detail| format!("{what}: {detail}")), hint))
 }
 
 /// A failure after the refresh token was sent.
@@ -2024,20 +1933,17 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
     let wrong = |what: &str, hint: &str| Reply::Failed(Error::new(Exit::Setup, what, hint));
     match error {
         // Who thinks for so long is not asked again within the same run.
-        E::Timeout(_) => match lost("no answer in time") {
-            Reply::Lost(error, _) => Reply::Failed(error),
-            reply => reply,
-        },
+        E::Timeout(_) => Reply::Failed(lost("no answer in time")),
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
-        E::Io(cause) if demands_certificate(cause) => {
-            wrong(CERTIFICATE_DEMANDED.0, CERTIFICATE_DEMANDED.1)
-        }
-        E::Io(cause) => lost(&format!("the connection broke off: {}", describe(cause))),
+        E::Io(cause) => match tls_failure(cause) {
+            Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, &hint),
+            _ => Reply::Lost(lost(&format!("the connection broke off: {}", describe(cause))), None),
+        },
         E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
         E::Protocol(_) | E::Http(_) | E::LargeResponseHeader(..) => {
             wrong("the answer is not HTTP", ENDPOINT_HINT)
         }
-        _ => lost("the answer could not be read"),
+        _ => Reply::Lost(lost("the answer could not be read"), None),
     }
 }
 
@@ -2068,27 +1974,20 @@ impl TokenFile {
         loop {
             let mut file = Self::open(path, run.options.start().is_some())?;
             lock_within(&file.handle, run, |run| file.note_access_token(run))?;
-            // A rename by the former holder leaves this handle on a file that has no name.
-            if !fs::metadata(path).is_ok_and(|now| same_file(&now, &file.metadata)) {
+            if !file.is_named(path) {
+                // Somebody renamed another over it: the former holder of the lock, or a login.
                 file.note_access_token(run);
-                file.made = false;
-                if run.left().is_zero() {
-                    return Err(lock_held());
-                }
+                file.check_named(path, run)?;
                 continue;
             }
             file.metadata = file.handle.metadata().map_err(|e| file_error("examine", &e))?;
-            if file.metadata.nlink() == 0 {
-                let hint = "its name is gone on the host: mount the folder, not the file";
-                return Err(Error::new(Exit::File, "is mounted and was removed or replaced", hint));
-            }
             let journal = Journal::left_over(&file, run)?;
             file.bytes = file.read().map_err(|e| file_error("read", &e))?;
             run.step("locked");
             match journal {
                 None => return Ok(file),
                 Some(journal) if run.options.dry_run => {
-                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, &run.options) {
+                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
                         file.bytes = token.to_json();
                     }
                     return Ok(file);
@@ -2111,10 +2010,7 @@ impl TokenFile {
             check_regular(&fs::metadata(&path).map_err(|e| cannot_open(&e))?)?;
         }
         let mut how = OpenOptions::new();
-        how.read(true).write(true);
-        if made {
-            how.create_new(true).mode(0o600);
-        }
+        let how = how.read(true).write(true).create_new(made).mode(0o600);
         match how.open(&path) {
             Ok(handle) => {
                 let metadata = handle.metadata().map_err(|e| cannot_open(&e))?;
@@ -2131,10 +2027,19 @@ impl TokenFile {
 
     /// Looks at the token while another run is at work on it.
     fn note_access_token(&self, run: &mut Run) {
-        let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, &run.options).ok());
-        if let Some(token) = token {
-            run.note(&token);
+        let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, run.options).ok());
+        token.iter().for_each(|token| run.note(token));
+    }
+
+    /// Why a file that its name does not stand for cannot be used. Errors: a mount of a file that has
+    /// no name, or the time is over.
+    fn check_named(&mut self, path: &Path, run: &Run) -> Result<(), Error> {
+        self.made = false;
+        if fs::metadata(path).is_ok_and(|now| now.nlink() == 0) {
+            let hint = "its name is gone on the host: mount the folder, not the file";
+            return Err(Error::new(Exit::File, "is mounted and was removed or replaced", hint));
         }
+        if run.left().is_zero() { Err(lock_held()) } else { Ok(()) }
     }
 
     /// When the file was last written, which is the age of a token that does not tell its own.
@@ -2159,7 +2064,7 @@ impl TokenFile {
         if bytes.len() as u64 > MAX_DOCUMENT { Err(too_large()) } else { Ok(bytes) }
     }
 
-    /// Whether this name stands for the file, and not only for what it was.
+    /// Whether this name stands for the file.
     fn is_named(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|now| same_file(&now, &self.metadata) && now.nlink() > 0)
     }
@@ -2169,22 +2074,29 @@ impl TokenFile {
         self.is_named(path) && self.read().is_ok_and(|now| now == self.bytes)
     }
 
-    /// What stands under the file's name by now.
-    fn read_by_name(&self) -> Option<Vec<u8>> {
-        let is_file = fs::metadata(&self.path).is_ok_and(|now| now.is_file());
-        let bytes = is_file.then(|| fs::read(&self.path).ok()).flatten()?;
-        Some(trimmed(&bytes).to_vec())
+    /// The token that stands under the file's name by now.
+    fn token_by_name(&self, options: &Options) -> Option<Token> {
+        let is_file = fs::metadata(&self.path).ok()?.is_file();
+        let bytes = if is_file { fs::read(&self.path).ok()? } else { return None };
+        Token::parse(trimmed(&bytes), options).ok()
     }
 
     /// Writes a document over what the file held, never cutting it: a power failure during a cut
     /// leaves NULs, and other programs do not take these for JSON.
-    fn overwrite(&self, document: &[u8], dated: Option<SystemTime>) -> io::Result<()> {
-        let length = self.handle.metadata()?.len();
-        fill(&self.handle, length, document.len() as u64)?;
+    fn overwrite(&self, document: &[u8]) -> io::Result<()> {
+        self.grow(document.len() as u64)?;
         write_over(&self.handle, document, self.bytes.len())?;
-        if let Some(dated) = dated {
-            self.handle.set_modified(dated)?;
+        self.handle.sync_all()
+    }
+
+    /// Makes the file so long with blanks, and has that on the disk: a power failure must not leave a
+    /// document cut at the old length.
+    fn grow(&self, length: u64) -> io::Result<()> {
+        let now = self.handle.metadata()?.len();
+        if now >= length {
+            return Ok(());
         }
+        fill(&self.handle, now, length)?;
         self.handle.sync_all()
     }
 }
@@ -2203,8 +2115,6 @@ impl Drop for TokenFile {
 struct Journal {
     path: PathBuf,
     handle: File,
-    /// The clock is behind the token file: see [`Journal::make_newer`].
-    is_behind: bool,
 }
 
 impl Journal {
@@ -2216,43 +2126,37 @@ impl Journal {
         file.with_file_name(name)
     }
 
-    /// Makes one with the file's owner and this mode, and `room` bytes for the document: blanks, so
-    /// that what is written over them is whole before they are cut.
-    fn make(file: &TokenFile, mode: u32, room: u64) -> io::Result<Self> {
-        let path = Self::path_beside(&file.path);
+    /// Makes one with the file's owner and `room` bytes for the document: blanks, so that what is written
+    /// over them is whole before they are cut. It has the file's mode if it can take its place.
+    fn make_at(path: PathBuf, save: &Save, room: u64) -> io::Result<Self> {
         let handle = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let mut journal = Self { path, handle, is_behind: false };
-        let prepared = journal.prepare(file, mode, room);
-        prepared.inspect_err(|_| journal.remove()).map(|()| journal)
-    }
-
-    /// The part of [`Journal::make`] after which a failure removes it again.
-    fn prepare(&mut self, file: &TokenFile, mode: u32, room: u64) -> io::Result<()> {
-        self.handle.try_lock()?;
-        let (made, wanted) = (self.handle.metadata()?, &file.metadata);
-        if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
-            fchown(&self.handle, Some(wanted.uid()), Some(wanted.gid()))?;
-        }
-        if made.mode() & 0o7777 != mode {
-            self.handle.set_permissions(fs::Permissions::from_mode(mode))?;
-        }
-        self.is_behind = made.modified()? < wanted.modified()?;
-        fill(&self.handle, 0, room)
+        let journal = Self { path, handle };
+        let prepare = |file: &File| {
+            file.try_lock()?;
+            let (made, wanted) = (file.metadata()?, &save.file.metadata);
+            if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
+                fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
+            }
+            if save.can_rename && made.mode() != wanted.mode() {
+                file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
+            }
+            fill(file, 0, room)
+        };
+        let prepared: io::Result<()> = prepare(&journal.handle);
+        prepared.inspect_err(|_| journal.remove())?;
+        Ok(journal)
     }
 
     /// The journal of an earlier run; that of a live one is waited for. Errors: what stands there
     /// and is no journal of this file's owner.
     fn left_over(file: &TokenFile, run: &mut Run) -> Result<Option<Self>, Error> {
         let path = Self::path_beside(&file.path);
-        let in_the_way = |what: &str| {
-            let hint = format!("look at it, and remove it if it is not wanted: {}", path.display());
-            Err(Error::new(Exit::File, format!("the journal beside it {what}"), hint))
-        };
-        loop {
-            let Ok(metadata) = fs::symlink_metadata(&path) else {
-                return Ok(None);
+        while let Ok(metadata) = fs::symlink_metadata(&path) {
+            let in_the_way = |what: &str| {
+                let hint = format!("look at it, and remove it if not wanted: {}", path.display());
+                Err(Error::new(Exit::File, format!("the journal beside it {what}"), hint))
             };
-            if !metadata.is_file() || metadata.nlink() != 1 {
+            if !metadata.is_file() || metadata.nlink() > 1 {
                 return in_the_way("is not a regular file with one name");
             }
             if metadata.uid() != file.metadata.uid() {
@@ -2264,11 +2168,12 @@ impl Journal {
                 Err(e) => return in_the_way(&format!("cannot be read: {}", describe(&e))),
             };
             lock_within(&handle, run, |_| ())?;
-            let journal = Self { path: path.clone(), handle, is_behind: false };
+            let journal = Self { path: path.clone(), handle };
             if journal.is_ours() {
                 return Ok(Some(journal));
             }
         }
+        Ok(None)
     }
 
     /// Whether its name still stands for it.
@@ -2288,7 +2193,9 @@ impl Journal {
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
         let (grant, replaced) = match first_json(&bytes) {
-            Some((Value::Object(members), end)) => (Token { members }, &bytes[end..]),
+            Some((Value::Object(members), end)) => {
+                (Token { members }, bytes[end..].trim_ascii_start())
+            }
             _ => return Ok(LeftOver::Nothing),
         };
         if check_token(grant.refresh_token()).is_err() {
@@ -2296,76 +2203,84 @@ impl Journal {
         }
         let granted_at = self.handle.metadata()?.modified()?;
         let is_older = file.modified().is_some_and(|modified| modified > granted_at);
-        let is_foreign = !is_mixture(&file.bytes, &grant.to_json(), replaced.trim_ascii_start());
-        // The file may be half overwritten, and the journal hold the bare reply.
-        match Token::parse(&file.bytes, options) {
-            Ok(token) if is_older && is_foreign => {
+        let is_half_written = is_mixture(&file.bytes, &grant.to_json(), replaced);
+        Ok(match Token::parse(&file.bytes, options) {
+            Ok(token) if is_older && !is_half_written => {
                 let is_same = token.refresh_token() == grant.refresh_token();
-                Ok(if is_same { LeftOver::Nothing } else { LeftOver::Superseded(grant) })
+                if is_same { LeftOver::Nothing } else { LeftOver::Superseded(grant) }
             }
-            Ok(mut token) if !is_older => {
+            // It may be the bare reply.
+            Ok(mut token) if !is_half_written => {
                 token.merge(grant.members, granted_at);
-                Ok(LeftOver::Unsaved(token, granted_at))
+                LeftOver::Unsaved(token, granted_at)
             }
-            _ => Ok(LeftOver::Unsaved(grant, granted_at)),
-        }
+            _ => LeftOver::Unsaved(grant, granted_at),
+        })
     }
 
     /// Finishes the save of an earlier run, or keeps its grant in a file of its own if the token file
     /// was written later; then the journal is gone.
     fn finish(self, file: &TokenFile, run: &Run) -> Result<(), Error> {
-        let place = self.path.display().to_string();
-        let failed = |e: io::Error| {
-            let message = format!("cannot finish an interrupted save: {}", describe(&e));
-            Error::new(Exit::File, message, format!("the newest grant is in {place}"))
+        let failed = |cause: &io::Error| {
+            let message = format!("cannot finish an interrupted save: {}", describe(cause));
+            Error::new(
+                Exit::File,
+                message,
+                format!("the newest grant is in {}", self.path.display()),
+            )
         };
-        match self.read(file, &run.options).map_err(failed)? {
-            LeftOver::Nothing => {}
-            LeftOver::Superseded(grant) => {
-                let kept = write_rescue_file(&file.path, &grant.to_json()).map_err(failed)?;
+        match self.read(file, run.options) {
+            Err(cause) => return Err(failed(&cause)),
+            Ok(LeftOver::Nothing) => {}
+            Ok(LeftOver::Superseded(grant)) => {
+                let Some(kept) = write_rescue_file(&file.path, &grant.to_json()) else {
+                    return Err(failed(&ErrorKind::StorageFull.into()));
+                };
                 let kept = kept.display();
                 run.status(&format!("it is newer than its journal, whose grant is now in {kept}"));
             }
-            LeftOver::Unsaved(token, granted_at) => {
-                let mut save = Save { journal: Some(self), ..Save::new(file, 0) };
-                // What changed meanwhile is looked at anew.
-                return match save.commit(&token.to_json(), Some(granted_at)) {
-                    Err(NotSaved { cause: Some(cause), .. }) => Err(failed(cause)),
-                    _ => Ok(run.step("finished an interrupted save")),
-                };
+            Ok(LeftOver::Unsaved(token, granted_at)) => {
+                let document = token.to_json();
+                let mut save = Save::new(file, 0);
+                save.granted_at = Some(granted_at);
+                save.journal = Some(self.replaced(&document, &save).map_err(|e| failed(&e))?);
+                match save.commit(&document) {
+                    Ok(_) => run.step("finished an interrupted save"),
+                    Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(&cause)),
+                    // What changed just now is looked at anew.
+                    Err(_) => {}
+                }
+                return Ok(());
             }
         }
         fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of", &e))
     }
 
-    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file, even
-    /// if the clock is behind: see [`Journal::read`].
-    fn write(
-        &self,
-        text: &[u8],
-        file: &TokenFile,
-        granted_at: Option<SystemTime>,
-    ) -> io::Result<()> {
+    /// Puts another in its place that holds the whole document: what is rewritten where it stands can
+    /// be torn by a power failure, and this is the only copy.
+    fn replaced(&self, document: &[u8], save: &Save) -> io::Result<Self> {
+        let path = self.path.with_extension("sf-renewed");
+        let _ = fs::remove_file(&path);
+        let fresh = Self::make_at(path, save, document.len() as u64)?;
+        fresh.write(document, save)?;
+        fs::rename(&fresh.path, &self.path)?;
+        Ok(Self { path: self.path.clone(), handle: fresh.handle })
+    }
+
+    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file, by as
+    /// little as the file system can tell, even if the clock is behind: see [`Journal::read`].
+    fn write(&self, text: &[u8], save: &Save) -> io::Result<()> {
         let length = usize::try_from(self.handle.metadata()?.len()).unwrap_or_default();
         write_over(&self.handle, text, length)?;
         self.handle.set_len(text.len() as u64)?;
-        if let Some(granted_at) = granted_at {
-            self.handle.set_modified(granted_at)?;
-        }
-        self.make_newer(file)?;
-        self.handle.sync_all()
-    }
-
-    /// Dates it after the token file, by as little as the file system can tell.
-    fn make_newer(&self, file: &TokenFile) -> io::Result<()> {
-        let Some(of_file) = file.modified() else { return Ok(()) };
+        save.granted_at.map_or(Ok(()), |time| self.handle.set_modified(time))?;
+        let of_file = save.file.metadata.modified()?;
         for step in [Duration::from_millis(1), Duration::from_secs(2)] {
-            if self.handle.metadata()?.modified()? > of_file {
-                break;
+            if self.handle.metadata()?.modified()? <= of_file {
+                self.handle.set_modified(of_file + step)?;
             }
-            self.handle.set_modified(of_file + step)?;
         }
-        Ok(())
+        self.handle.sync_all()
     }
 }
 
@@ -2388,17 +2303,21 @@ struct Save<'a> {
     can_rename: bool,
     /// The length of the document before the grant, in bytes.
     length: usize,
+    /// When the grant came in, if not just now.
+    granted_at: Option<SystemTime>,
 }
 
 impl<'a> Save<'a> {
     /// A save for which nothing has been done yet.
     fn new(file: &'a TokenFile, length: usize) -> Self {
         let can_rename = file.metadata.nlink() == 1 && !os::has_attributes(&file.handle);
-        Self { file, journal: None, can_rename, length: length.max(file.bytes.len()) }
+        let length = length.max(file.bytes.len());
+        Self { file, journal: None, can_rename, length, granted_at: None }
     }
 
     /// Proves that the save will work before the refresh token is spent: makes the journal, or room in
-    /// the file itself, for what it holds and what the reply adds. Errors: file.
+    /// the file itself, for what it holds and what the reply adds. Errors: file, or a journal that
+    /// another run has made just now.
     fn prepare(&mut self) -> Result<(), Error> {
         let (file, room) = (self.file, (self.length + RESERVE) as u64);
         if self.length as u64 > MAX_DOCUMENT {
@@ -2406,24 +2325,28 @@ impl<'a> Save<'a> {
         }
         let failed = |what: &str, cause: &io::Error| {
             let hint = "make room, or put the file elsewhere; nothing was sent";
-            Err(Error::new(Exit::File, format!("cannot {what}: {}", describe(cause)), hint))
+            Error::new(Exit::File, format!("cannot {what}: {}", describe(cause)), hint)
         };
-        let mode = if self.can_rename { file.metadata.mode() & 0o7777 } else { 0o600 };
         // A journal on another device may be gone together with a container.
-        let folder = fs::metadata(folder_of(&file.path));
-        if folder.is_ok_and(|folder| folder.dev() == file.metadata.dev()) {
-            match Journal::make(file, mode, room) {
-                Ok(journal) => self.journal = Some(journal),
-                Err(e) if refuses_journal(&e) => {}
-                Err(e) => return failed("make the journal", &e),
+        let device = fs::metadata(folder_of(&file.path)).map(|folder| folder.dev());
+        if device.is_ok_and(|device| device == file.metadata.dev()) {
+            use ErrorKind as Kind;
+            let made = Journal::make_at(Journal::path_beside(&file.path), self, room);
+            match made.map_err(|e| (e.kind(), e)) {
+                Ok(journal) => {
+                    self.journal = Some(journal);
+                    return Ok(());
+                }
+                Err((Kind::AlreadyExists | Kind::WouldBlock, _)) => return Err(lock_held()),
+                Err((
+                    Kind::PermissionDenied | Kind::ReadOnlyFilesystem | Kind::InvalidFilename,
+                    _,
+                )) => {}
+                Err((_, e)) => return Err(failed("make the journal", &e)),
             }
         }
-        if self.journal.is_some() {
-            return Ok(());
-        }
         // These blanks stay, so that a run that ends here has nothing to undo.
-        let filled = fill(&file.handle, file.metadata.len(), room);
-        filled.or_else(|e| failed("reserve room", &e))
+        file.grow(room).map_err(|e| failed("reserve room", &e))
     }
 
     /// Keeps a reply in the journal as it came in, before anything else is done with it: if it is a
@@ -2431,24 +2354,15 @@ impl<'a> Save<'a> {
     fn keep(&self, reply: &[u8]) {
         if let Some(journal) = &self.journal {
             let _ = journal.handle.write_all_at(reply, 0);
-            if journal.is_behind {
-                let _ = journal.make_newer(self.file);
-            }
         }
     }
 
-    /// Saves the document, and tells how; what was granted at another time than now keeps its date.
-    fn commit(
-        &mut self,
-        document: &[u8],
-        granted_at: Option<SystemTime>,
-    ) -> Result<&'static str, NotSaved> {
+    /// Saves the document, and tells how.
+    fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
-        let journal = self.journal.take();
-        let journal = journal.filter(|journal| {
-            journal.is_ours() && journal.write(document, self.file, granted_at).is_ok()
-        });
-        let saved = self.put_in_place(document, granted_at, journal.as_ref());
+        let journal = self.journal.take().filter(Journal::is_ours);
+        let journal = journal.filter(|journal| journal.write(document, self).is_ok());
+        let saved = self.put_in_place(document, journal.as_ref());
         saved.map_err(|cause| NotSaved { cause, journal })
     }
 
@@ -2456,7 +2370,6 @@ impl<'a> Save<'a> {
     fn put_in_place(
         &self,
         document: &[u8],
-        granted_at: Option<SystemTime>,
         journal: Option<&Journal>,
     ) -> Result<&'static str, Option<io::Error>> {
         let file = self.file;
@@ -2464,22 +2377,22 @@ impl<'a> Save<'a> {
             && file.is_unchanged_at(&file.path)
             && let Ok(true) = self.rename(journal)
         {
-            return Ok(match sync_folder(&file.path) {
-                Ok(()) => "saved",
-                Err(_) => "saved, but the folder could not be synced to the disk",
-            });
+            let synced = sync_folder(&file.path).is_ok();
+            let unsynced = "saved, but the folder could not be synced to the disk";
+            return Ok(if synced { "saved" } else { unsynced });
         }
         if let Some(journal) = journal {
             // What is replaced stands behind the document: see [`Journal::read`].
-            let _ = journal.write(&[document, &file.bytes].concat(), file, granted_at);
+            let _ = journal.write(&[document, &file.bytes].concat(), self);
         }
         if !file.is_unchanged_at(&file.path) {
             return Err(None);
         }
-        file.overwrite(document, granted_at).map_err(Some)?;
+        file.overwrite(document)?;
         if !file.is_named(&file.path) {
             return Err(None);
         }
+        self.granted_at.map_or(Ok(()), |time| file.handle.set_modified(time))?;
         match journal.map(|j| fs::remove_file(&j.path).and_then(|()| sync_folder(&j.path))) {
             None | Some(Ok(())) => Ok("saved in place"),
             Some(Err(_)) => Ok("saved in place, but its journal cannot be removed: remove it"),
@@ -2504,9 +2417,7 @@ impl<'a> Save<'a> {
 
 impl Drop for Save<'_> {
     fn drop(&mut self) {
-        if let Some(journal) = &self.journal {
-            journal.remove();
-        }
+        self.journal.iter().for_each(Journal::remove);
     }
 }
 
@@ -2530,16 +2441,21 @@ fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Re
                 return Err(Error::new(Exit::File, format!("cannot lock: {}", describe(&e)), hint));
             }
         }
-        if !waited {
+        if !mem::replace(&mut waited, true) {
             run.step("waiting for another run that holds the lock");
         }
-        waited = true;
         meanwhile(run);
         if run.left().is_zero() {
             return Err(lock_held());
         }
         thread::sleep(LOCK_POLL.min(run.left()));
     }
+}
+
+/// The failure of a run that waited for the lock until its time was over.
+fn lock_held() -> Error {
+    let hint = "run it again later, or with a longer --timeout";
+    Error::new(Exit::Temporary, "another run holds the lock; nothing was sent", hint)
 }
 
 /// Whether a text has at each place what one of two others has there, blanks behind their ends: the
@@ -2555,33 +2471,24 @@ fn trimmed(text: &[u8]) -> &[u8] {
     &text[..end.map_or(0, |last| last + 1)]
 }
 
-/// Whether the folder refuses a journal, so that the file has to be overwritten in place.
-fn refuses_journal(cause: &io::Error) -> bool {
-    use ErrorKind::{InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
-    matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidFilename)
-}
-
 /// Whether two looks saw the same file.
 fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Refuses what is no regular file, or too large to be a token.
+/// Refuses what is no regular file, or too large to be a token even if half of it is blanks.
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
         return Err(Error::new(Exit::File, what, "name the token file itself"));
     }
-    // What is over a half of this has to be blanks: see `TokenFile::read`.
-    if metadata.len() > 2 * MAX_DOCUMENT {
-        return Err(file_error("read", &too_large()));
-    }
-    Ok(())
+    let is_large = metadata.len() > 2 * MAX_DOCUMENT;
+    if is_large { Err(file_error("read", &too_large())) } else { Ok(()) }
 }
 
 /// Fills a file with blanks between two lengths: room that is taken, and still JSON.
 fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let blanks = vec![b' '; usize::try_from(to.saturating_sub(from)).unwrap_or(RESERVE)];
+    let blanks = vec![b' '; usize::try_from(to - from).unwrap_or(RESERVE)];
     file.write_all_at(&blanks, from)
 }
 
@@ -2601,10 +2508,9 @@ fn folder_of(path: &Path) -> &Path {
 
 /// Makes a change of names last. A folder that cannot be opened or synced by its nature is no failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
+    use ErrorKind::{InvalidInput, PermissionDenied};
     match File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
-        Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {
-            Ok(())
-        }
+        Err(e) if matches!(e.kind(), PermissionDenied | InvalidInput) => Ok(()),
         done => done,
     }
 }
@@ -2621,30 +2527,21 @@ fn too_large() -> io::Error {
     io::Error::new(ErrorKind::FileTooLarge, "too large")
 }
 
-/// A new file beside a token file that only its owner can read, or else here or in the folder for
-/// such: for a document that cannot be in the token file.
-fn write_rescue_file(beside: &Path, document: &[u8]) -> io::Result<PathBuf> {
-    let mut result = Err(io::Error::from(ErrorKind::NotFound));
-    for folder in [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()] {
-        for number in std::process::id().. {
-            let path = folder.join(format!("sf-refresh-rescued-{number}.json"));
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            let is_taken = file.as_ref().is_err_and(|e| e.kind() == ErrorKind::AlreadyExists);
-            result = file.and_then(|file| {
-                file.write_all_at(document, 0)?;
-                file.sync_all()?;
-                sync_folder(&path)?;
-                Ok(path)
-            });
-            if result.is_ok() {
-                return result;
-            }
-            if !is_taken {
-                break;
-            }
-        }
-    }
-    result
+/// Writes a document that cannot be in the token file into a new one that only its owner can read:
+/// beside it, else here, else in the folder for such.
+fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
+    let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
+    let first = std::process::id();
+    let places = folders.iter().flat_map(|folder| {
+        (first..first + 100).map(|n| folder.join(format!("sf-refresh-rescued-{n}.json")))
+    });
+    places.into_iter().find(|path| {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        file.is_ok_and(|file| {
+            let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
+            written.and_then(|()| sync_folder(path)).is_ok()
+        })
+    })
 }
 
 // ---- Output: stdout gets the result and nothing else, stderr all that is said about it. ----
@@ -2657,8 +2554,7 @@ fn say(path: Option<&Path>, text: &str) {
 
 /// One line on stderr, whatever its text holds; there is nobody to tell if that fails.
 fn say_line(text: &str) {
-    let mut line: String = text.chars().filter(|c| is_printable(*c)).collect();
-    line.push('\n');
+    let line: String = text.chars().filter(|c| is_printable(*c)).chain(['\n']).collect();
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
@@ -2679,52 +2575,38 @@ fn print_token(output: Output, token: &Token) -> Result<(), Error> {
     print_result(&token.render(output), "; the token file is saved", hint)
 }
 
-/// Puts a document that is in no token file where it can be found: besides the journal, if that holds
-/// it, on stdout; else in a file of its own. The error tells where; `message` is how it came to that.
-fn deliver(document: &[u8], message: &str, journal: Option<&Journal>, beside: &Path) -> Error {
-    let failed = |place: String, hint| {
-        Error::new(Exit::Undelivered, format!("granted, but {message}{place}"), hint)
+/// Puts a grant that is in no token file where it can be found: the journal, if that holds it, or
+/// stdout, or a file of its own. What another program has put into the token file stays there.
+fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
+    let in_journal = || {
+        let path = failure.journal.as_ref()?.path.display();
+        Some((format!("it is in {path}"), "the next run finishes the save"))
     };
-    let printed = check_stdout().and_then(|()| print(document));
-    match (journal, printed) {
-        (Some(journal), printed) => {
-            let stdout = if printed.is_ok() { " and on stdout" } else { "" };
-            let place = format!("; it is in {}{stdout}", journal.path.display());
-            failed(place, "the next run finishes the save")
-        }
-        (None, Ok(())) => {
-            let hint = "keep what is on stdout: it is the only copy of the new grant";
-            failed("; the new document is on stdout".to_owned(), hint)
-        }
-        (None, Err(e)) => match write_rescue_file(beside, document) {
-            Ok(path) => {
-                let place = format!("; {}; it is in {}", cannot_print(&e), path.display());
-                failed(place, "put it in the place of the old token document")
-            }
-            Err(_) => {
-                failed(format!("; {}, nor save it elsewhere", cannot_print(&e)), "log in again")
-            }
-        },
-    }
-}
-
-/// Delivers a grant that could not be saved. If another program wrote the token file meanwhile, what
-/// it wrote stays there, and ours goes into a file beside it.
-fn deliver_unsaved(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
-    let journal = failure.journal.as_ref();
-    let Some(cause) = &failure.cause else {
-        let message = "another program changed the file meanwhile";
-        let Ok(path) = write_rescue_file(beside, document) else {
-            return deliver(document, message, journal, beside);
-        };
-        if let Some(journal) = journal {
-            journal.remove();
-        }
-        let message = format!("granted, but {message}; the new document is in {}", path.display());
-        let hint = "the file is as the other program left it: keep the one of the two that works";
-        return Error::new(Exit::Undelivered, message, hint);
+    let on_stdout = || {
+        check_stdout().and_then(|()| print(document)).ok()?;
+        let hint = "keep what is on stdout: it is the only copy of the new grant";
+        Some(("the new document is on stdout".to_owned(), hint))
     };
-    deliver(document, &format!("cannot save: {}", describe(cause)), journal, beside)
+    let in_file = |hint| {
+        let path = write_rescue_file(beside, document)?;
+        failure.journal.iter().for_each(Journal::remove);
+        Some((format!("it is in {}", path.display()), hint))
+    };
+    let (why, place) = match &failure.cause {
+        None => {
+            let hint = "the file is as the other program left it: keep the one that works";
+            let place = in_file(hint).or_else(in_journal);
+            ("another program changed the file meanwhile".to_owned(), place)
+        }
+        Some(cause) => {
+            let hint = "put it in the place of the old token document";
+            let place = in_journal().or_else(on_stdout).or_else(|| in_file(hint));
+            (format!("cannot save: {}", describe(cause)), place)
+        }
+    };
+    let nowhere = || ("nor save it elsewhere".to_owned(), "log in again");
+    let (place, hint) = place.unwrap_or_else(nowhere);
+    Error::new(Exit::Undelivered, format!("granted, but {why}; {place}"), hint)
 }
 
 /// Whether stdout can take an only copy. Rust's runtime leads one that is closed to the null device.
@@ -2758,7 +2640,7 @@ fn describe(cause: &io::Error) -> String {
     let text = cause.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+    letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
 }
 
 /// A failure of a step on the token file, before anything was sent.
@@ -2770,7 +2652,7 @@ fn file_error(what: &str, cause: &io::Error) -> Error {
 fn cannot_open(cause: &io::Error) -> Error {
     let hint = match cause.kind() {
         ErrorKind::NotFound => {
-            "check the name; the first token file can be made with --sfdx-url-file or --grant-type"
+            "check the name; --sfdx-url-file or --grant-type can make a first one"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "the file has to be readable and writable: the server may replace the refresh token"
@@ -2778,12 +2660,6 @@ fn cannot_open(cause: &io::Error) -> Error {
         _ => "",
     };
     Error::new(Exit::File, format!("cannot open: {}", describe(cause)), hint)
-}
-
-/// The failure of a run that waited for the lock until its time was over.
-fn lock_held() -> Error {
-    let hint = "run it again later, or with a longer --timeout";
-    Error::new(Exit::Temporary, "another run holds the lock; nothing was sent", hint)
 }
 
 // ---- System: what std does not reach. The only unsafe code. ----
@@ -2804,9 +2680,7 @@ mod os {
 
     unsafe extern "C" {
         fn signal(number: c_int, action: usize) -> usize;
-        #[cfg(target_os = "linux")]
         fn flistxattr(file: c_int, list: *mut c_char, size: usize) -> isize;
-        #[cfg(target_os = "linux")]
         fn syscall(number: c_long, ...) -> c_long;
     }
 
@@ -2848,8 +2722,10 @@ mod os {
 
     /// Whether a file has attributes, such as an access control list, that another in its place
     /// would lack. Labels of the security module do not count.
-    #[cfg(target_os = "linux")]
     pub fn has_attributes(file: &File) -> bool {
+        if cfg!(not(target_os = "linux")) {
+            return false;
+        }
         let mut names = [0; 1024];
         let list = names.as_mut_ptr().cast();
         // SAFETY: at most the length of `names` is written to it.
@@ -2865,34 +2741,17 @@ mod os {
 
     /// Swaps what two names stand for, in one step (renameat2, Linux 3.15). musl has no function
     /// for it, and not every file system can.
-    #[cfg(target_os = "linux")]
     pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
         const ARCHES: [(&str, c_long); 5] =
             [("x86_64", 316), ("x86", 353), ("arm", 382), ("aarch64", 276), ("riscv64", 276)];
-        const HERE: c_int = -100;
-        const EXCHANGE: c_int = 2;
-        let number = ARCHES.into_iter().find(|(arch, _)| *arch == std::env::consts::ARCH);
-        let (Some((_, number)), Ok(one), Ok(other)) = (
-            number,
-            CString::new(one.as_os_str().as_encoded_bytes()),
-            CString::new(other.as_os_str().as_encoded_bytes()),
-        ) else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let known = ARCHES.into_iter().find(|(arch, _)| *arch == std::env::consts::ARCH);
+        let known = known.filter(|_| cfg!(target_os = "linux"));
+        let number = known.ok_or(io::ErrorKind::Unsupported)?.1;
+        let one = CString::new(one.as_os_str().as_encoded_bytes())?;
+        let other = CString::new(other.as_os_str().as_encoded_bytes())?;
+        let (here, exchange): (c_int, c_int) = (-100, 2); // AT_FDCWD, RENAME_EXCHANGE
         // SAFETY: both names end with a NUL and outlive the call, which writes nothing.
-        let done = unsafe { syscall(number, HERE, one.as_ptr(), HERE, other.as_ptr(), EXCHANGE) };
+        let done = unsafe { syscall(number, here, one.as_ptr(), here, other.as_ptr(), exchange) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// As on Linux; nothing is known of attributes here.
-    #[cfg(not(target_os = "linux"))]
-    pub fn has_attributes(_: &File) -> bool {
-        false
-    }
-
-    /// As on Linux; there is no such call here.
-    #[cfg(not(target_os = "linux"))]
-    pub fn exchange(_: &Path, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
