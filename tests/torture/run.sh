@@ -23,11 +23,11 @@ STAND_IN=$(realpath "$stand_in")
 export SF_REFRESH STAND_IN PYTHONDONTWRITEBYTECODE=1
 
 # The suites, each a Python script beside this one with a closing line of its own.
-suites='places crowd'
+suites='places crowd stops power'
 if has strace && strace -o /dev/null true 2>/dev/null; then
-    suites="$suites torture"
+    suites="$suites torture disorder"
 else
-    echo 'skipped: every system call killed and failed (no strace, or no right to use it)'
+    echo 'skipped: every system call killed and failed, disorder (no strace, or no right to use it)'
 fi
 status=0
 for suite in $suites; do
