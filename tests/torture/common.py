@@ -27,7 +27,7 @@ class Endpoint:
 
     def __init__(self, *options):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-endpoint-"))
-        self.options = options
+        self.options = [str(option) for option in options]
         self.process = None
         self.start()
 
@@ -105,8 +105,21 @@ def parse(data):
     return token if usable and token["refresh_token"] else None
 
 
+def contents(path):
+    """The bytes of a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
 def journal_of(path):
     return path.with_name(f".{path.name}.sf-refresh")
+
+
+def rescued_files(*folders):
+    """The documents in these folders that runs could not save elsewhere."""
+    return [path for folder in folders for path in folder.glob("sf-refresh-rescued-*")]
 
 
 def run(command, **options):
@@ -120,9 +133,9 @@ def run(command, **options):
         return subprocess.CompletedProcess(command, None, hang.stdout, hang.stderr or b"")
 
 
-def refresh(url, *paths):
-    """The command line that renews these token files there."""
-    return [PROGRAM, "-i", CLIENT_ID, "-e", url, "--ca-cert", CA, "--retry", "0", *paths]
+def refresh(url, *words, retry=0):
+    """The command line that renews token files there, with these options."""
+    return [PROGRAM, "-i", CLIENT_ID, "-e", url, "--ca-cert", CA, "--retry", retry, *words]
 
 
 class Tally:
