@@ -353,22 +353,27 @@ class Trace:
     """What a run did: its calls in their order, and what each did to its files."""
 
     def __init__(self, case, text):
-        self.calls, self.odd = [], []
-        threads = set()
-        for line in text.splitlines():
+        self.calls = []
+        # What nobody expected: the kind, and the line.
+        self.odd = {}
+        lines = text.splitlines()
+        for line in lines:
             found = CALL.match(line)
             if found:
-                thread, *parts = found.groups()
-                self.calls.append(Call(*parts[:3], line))
-                threads.add(thread)
-                if len(threads) > 1:
-                    self.odd.append(f"a thread: {line}")
-                    threads = {thread}
-                elif parts[0] not in ERRORS and parts[0] not in CANNOT_FAIL:
-                    self.odd.append(f"a call that has no errors here: {line}")
+                _, name, arguments, value, _ = found.groups()
+                self.calls.append(Call(name, arguments, value, line))
+                if name not in ERRORS and name not in CANNOT_FAIL:
+                    self.odd[f"the call {name}, which has no errors here"] = line
             elif not NO_CALL.match(line):
-                self.odd.append(f"not understood: {line}")
+                self.odd["a line that is not understood"] = line
+        others = [line for line in lines if line.split()[0] != lines[0].split()[0]]
+        if others:
+            self.odd = {"a thread": others[0]}
         self.steps = list(steps(case, self.calls))
+
+    def end(self):
+        """Its last lines, for a message."""
+        return [call.line for call in self.calls[-3:]]
 
     def numbered(self):
         """Each call with its index, and its number among those of its name, from 1."""
@@ -497,22 +502,20 @@ class Figures:
                 setattr(self, name, getattr(self, name) + count)
 
     def expected(self, name, trace):
-        """Fails once for each kind of line that nobody expected in a trace."""
-        for line in trace.odd:
-            kind = re.sub(r"\d+|\(.*", "", line)
+        """Fails once for each kind of thing that nobody expected in a trace."""
+        for kind, line in trace.odd.items():
             with self.lock:
                 is_new = kind not in self.odd
                 self.odd.add(kind)
             if is_new:
-                self.check(f"{name}: its trace is as expected", [line])
+                self.check(f"{name}: {kind}", [line])
 
 
-def killed_case(figures, scenario, endpoint, baseline, index, call, number):
-    """One run that is killed when it makes this call, before the call is done."""
+def killed_case(figures, scenario, endpoint, baseline, name, injection):
+    """One run that is killed when it makes a call, before the call is done."""
     case = scenario(endpoint)
-    name = f"{case.name}: killed at call {index}, {call.name} {number}"
     try:
-        result, trace = case.traced(f"{call.name}:signal=KILL:when={number}")
+        result, trace = case.traced(injection)
         figures.expected(name, trace)
         figures.check(name, judge_killed(figures, case, result, trace, baseline))
     finally:
@@ -539,7 +542,7 @@ def judge_killed(figures, case, result, trace, baseline):
     if not inside:
         figures.add(lost=1)
         wrong.append("lost, though the reply was kept or the request was not sent whole")
-        wrong += [f"the last call: {trace.calls[-1].line}"]
+        wrong += trace.end()
     return wrong + judge_lost(case)
 
 
@@ -584,7 +587,6 @@ def failing_case(figures, scenario, endpoint, baseline, name, injections, full):
     """One run in which calls fail as the injections say, with stdout on a full disk or not."""
     quick = ["--timeout", "1"] if any("EAGAIN" in i for i in injections) else []
     case = scenario(endpoint, quick)
-    name = f"{case.name}: {name}"
     try:
         with open("/dev/full", "wb") as disk:
             result, trace = case.traced(*injections, stdout=disk if full else subprocess.PIPE)
@@ -710,7 +712,11 @@ def check_baseline(figures, scenario, endpoint):
         if result.returncode != 0:
             figures.check(case.name, [f"status {result.returncode}: {result.stderr!r}"])
             return None
-        baseline = figures.baselines[case.name] = Baseline(case, trace)
+        baseline = Baseline(case, trace)
+        if not baseline.requests:
+            figures.check(case.name, ["no request and reply in its trace", *trace.end()])
+            return None
+        figures.baselines[case.name] = baseline
         figures.check(f"{case.name}: order of the save", order(case, baseline))
         after = [call.name for call in trace.calls[baseline.reply + 1:baseline.kept + 1]]
         if "write journal" in case.keeps and scenario is not Alone:
@@ -778,9 +784,12 @@ def dead_disks(calls):
 
 
 def kills(scenario, trace):
-    """The calls to be killed at: all but the one that starts the program."""
+    """The calls to be killed at, all but the one that starts the program: name and injection."""
     start = 1 if scenario.from_start else start_of_file(trace)
-    return [site for site in trace.sites() if scenario.killed and site[0] >= start]
+    for index, call, number in trace.sites() if scenario.killed else []:
+        if index >= start:
+            name = f"killed at call {index}, {call.name} {number}"
+            yield name, f"{call.name}:signal=KILL:when={number}"
 
 
 class Worker(threading.local):
@@ -805,20 +814,22 @@ def all_cases(figures, scenarios, quick):
     worker = Worker()
     with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
 
-        def start(task, scenario, *rest):
+        def start(task, scenario, baseline, name, *rest):
+            name = f"{scenario.name}: {name}"
             try:
-                task(figures, scenario, worker.endpoint(scenario.tls), *rest)
+                endpoint = worker.endpoint(scenario.tls)
+                task(figures, scenario, endpoint, baseline, name, *rest)
             except (OSError, LookupError, ValueError, AttributeError) as unexpected:
                 place = traceback.extract_tb(unexpected.__traceback__)[-1]
                 told = f"{type(unexpected).__name__} in line {place.lineno}: {unexpected}"
-                figures.check(f"{scenario.name}: {rest[1:]}", [told])
+                figures.check(name, [told])
 
         for scenario in scenarios:
             baseline = check_baseline(figures, scenario, worker.endpoint(scenario.tls))
             if not baseline:
                 continue
-            for site in kills(scenario, baseline.trace):
-                pool.submit(start, killed_case, scenario, baseline, *site)
+            for kill in kills(scenario, baseline.trace):
+                pool.submit(start, killed_case, scenario, baseline, *kill)
             for failure in failures(scenario, baseline.trace, quick):
                 pool.submit(start, failing_case, scenario, baseline, *failure)
 
@@ -836,7 +847,8 @@ def report(figures):
     killed = sum(count["killed"] for count in figures.window.values())
     lost = sum(count["lost"] for count in figures.window.values())
     # Where no kill falls into the window, nobody knows what one does there.
-    figures.check("kills in the window", [] if lost else ["none lost a grant"])
+    if figures.killed:
+        figures.check("kills in the window", [] if lost else ["none lost a grant"])
     statuses = sorted(figures.statuses.items(), key=lambda item: str(item[0]))
     shown = ", ".join(f"{status}: {count}" for status, count in statuses)
     print(f"exit statuses of the failing calls: {shown}")
