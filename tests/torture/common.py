@@ -1,5 +1,6 @@
 """What the torture scripts share: the program, the test endpoint, and a tally of results."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -82,13 +83,44 @@ class Endpoint:
         return state["refresh_token"]
 
 
-def document(refresh_token, indent=12):
+class Silent:
+    """An endpoint that takes requests and never answers."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/services/oauth2/token"
+        self.connections = []
+
+    def wait_for_request(self, process):
+        """Waits until a run has sent its refresh token; an error where the run ended before."""
+        self.listener.settimeout(0.1)
+        while process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                self.connections.append(self.listener.accept()[0])
+                break
+        else:
+            raise ConnectionError(f"status {process.returncode}, and no request")
+        connection = self.connections[-1]
+        connection.settimeout(WATCHDOG)
+        request = b""
+        while b"refresh_token=" not in request:
+            received = connection.recv(4096)
+            if not received:
+                raise ConnectionError(f"no refresh token in the request: {request!r}")
+            request += received
+
+    def close(self):
+        for connection in [*self.connections, self.listener]:
+            connection.close()
+
+
+def document(refresh_token, indent=12, note="kept \u00e9"):
     """A token file as another program might have written it, longer than what replaces it."""
     members = {
         "access_token": "00Dxx0000001gPL!AT-old",
         "refresh_token": refresh_token,
         "instance_url": "https://example.my.salesforce.com",
-        "note": "kept \u00e9",
+        "note": note,
         "issued_at": "1",
         "numbers": [1.50, 1e3],
     }

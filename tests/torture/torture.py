@@ -75,12 +75,14 @@ ERRORS = {
     "fallocate": ["EOPNOTSUPP", "EINTR", *DISK],
     "fdatasync": ["EINTR", "EROFS", *DISK],
     "getcwd": ["ENOENT"],
+    "access": ["EACCES"],
 }
 # These cannot fail as they are called, or end the process whatever they return.
 CANNOT_FAIL = {
     "execve", "exit", "exit_group", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "futex",
     "set_tid_address", "arch_prctl", "nanosleep", "clock_nanosleep", "sched_yield", "gettid",
-    "getpid", "kill", "tkill", "tgkill", "madvise", "restart_syscall", "gettimeofday",
+    "getpid", "kill", "tkill", "tgkill", "madvise", "restart_syscall", "gettimeofday", "prlimit64",
+    "set_robust_list", "rseq", "sched_getaffinity",
 }
 # The signals whose handlers are this program's own; the runtime sets the others as it starts.
 OWN_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -855,8 +857,9 @@ def report(figures):
     print(f"out of memory: {figures.out_of_memory} runs were ended by the allocator, "
           f"{figures.lost_to_memory} of them in the window")
     print(f"answers lost on the way by calls of the network that failed: {figures.answers_lost}")
-    print(f"calls killed {figures.killed}, calls failed {figures.failed_calls}, torn {figures.torn},"
-          f" lost in the window {lost} of {killed} by SIGKILL, lost elsewhere {figures.lost}")
+    print(f"calls killed {figures.killed}, calls failed {figures.failed_calls}, "
+          f"torn {figures.torn}, lost in the window {lost} of {killed} by SIGKILL, "
+          f"lost elsewhere {figures.lost}")
 
 
 def main(arguments):
