@@ -155,6 +155,7 @@ class Case:
         self.names = {self.file_name}
         self.prepare()
         self.old = self.read()
+        self.had_journal = contents(journal_of(self.path)) is not None
         self.arguments = [*self.more_arguments(), *arguments]
 
     def prepare(self):
@@ -195,6 +196,10 @@ class Case:
     def unchanged(self):
         """Whether the token file has what it had before the run."""
         return self.read() == self.old
+
+    def left_journal(self):
+        """Whether there is a journal that was not there before."""
+        return contents(journal_of(self.path)) is not None and not self.had_journal
 
     def rescued(self):
         """The files with a document that could not be saved."""
@@ -610,6 +615,8 @@ def judge_failed(figures, case, result, trace, baseline, injections):
     with figures.lock:
         figures.statuses["out of memory" if died else status] += 1
     wrong = judge_status(case, result, case.endpoint.state())
+    if status in range(1, 6) and "unlink" not in failing and case.left_journal():
+        wrong.append("a journal is left")
     if not case.whole():
         figures.add(torn=1)
         wrong.append(f"torn: {case.read()!r}")
