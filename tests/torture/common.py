@@ -128,9 +128,9 @@ def document(refresh_token, indent=12, note="kept \u00e9"):
 
 
 def parse(data):
-    """The token document in these bytes; None where they hold none."""
+    """The token document in these bytes; None where they hold none, or are None."""
     try:
-        token = json.loads(data)
+        token = json.loads(data or b"")
     except ValueError:
         return None
     usable = isinstance(token, dict) and isinstance(token.get("refresh_token"), str)

@@ -398,6 +398,8 @@ def foreign_folder(room):
 def killed_in_place(room):
     path = room.put("theirs/token.json")
     os.chown(path, NOBODY, NOBODY)
+    # Once renewed, the document is as long as it will be, but for a digit of its tokens.
+    room.renews(path, **as_nobody())
     silent = common.Silent()
     sizes = set()
     try:
@@ -414,10 +416,11 @@ def killed_in_place(room):
         silent.close()
     room.expect(len(sizes) == 1, f"sizes after {KILLS} kills: {sorted(sizes)[:4]}")
     for _ in range(2):
-        room.renews(path, **as_nobody())
         room.posts += 1
+        room.renews(path, **as_nobody())
         sizes.add(path.stat().st_size)
-    room.expect(len(sizes) == 1, f"sizes after two renewals: {sorted(sizes)[:4]}")
+    grown = max(sizes) - min(sizes)
+    room.expect(grown < 100, f"sizes after two renewals: {sorted(sizes)[:4]}")
 
 
 @place("a sticky folder with another user's file that all may write", "root")

@@ -10,6 +10,7 @@ byte until the reply is kept, by SIGKILL alone. The closing line has the figures
 
 import collections
 import concurrent.futures
+import json
 import os
 import pathlib
 import re
@@ -121,6 +122,9 @@ REPLY = 300
 # What may follow a document, and is no change of it.
 BLANKS = b" \t\r\n\0"
 
+# Room that is made in a file is blanks, as a trace shows them.
+ROOM = f'"{" " * 16}"'
+
 CALL = re.compile(r"^(\d+)\s+(\w+)\((.*)\)\s+= (\?|-?\d+|0x[0-9a-f]+)(.*)$")
 NO_CALL = re.compile(r"^\d+\s+(\+\+\+|---) .* \1$")
 Call = collections.namedtuple("Call", "name arguments value line")
@@ -191,7 +195,7 @@ class Case:
 
     def whole(self):
         """Whether the token file is a token document from its first byte to its last."""
-        return parse(self.read() or b"") is not None
+        return parse(self.read()) is not None
 
     def unchanged(self):
         """Whether the token file has what it had before the run."""
@@ -208,10 +212,9 @@ class Case:
     def holders(self, result=None):
         """Where the live refresh token is, by what a user would look at."""
         live = self.endpoint.state()["refresh_token"]
-        places = [("file", self.read()), ("journal", contents(journal_of(self.path)))]
-        places += [("stdout", result.stdout)] if result else []
-        places += [("rescue", contents(path)) for path in self.rescued()]
-        tokens = [(place, parse(data)) for place, data in places if data]
+        tokens = [("file", parse(self.read())), ("journal", kept_by(journal_of(self.path)))]
+        tokens += [("stdout", parse(result.stdout))] if result else []
+        tokens += [("rescue", parse(contents(path))) for path in self.rescued()]
         return [place for place, token in tokens if token and token["refresh_token"] == live]
 
     def close(self):
@@ -262,6 +265,10 @@ class HardLinkOther(HardLinkShort):
     failed = False
     keeps = ("write file",)
 
+    def rescued(self):
+        """What a journal held that the first name found after a run by the other is kept."""
+        return []
+
     def holders(self, result=None):
         return [place for place in super().holders(result) if place != "journal"]
 
@@ -305,7 +312,7 @@ class Interrupted(Case):
 
     def unchanged(self):
         """The interrupted save is finished first, whatever then comes of the run."""
-        token = parse(self.read() or b"") or {}
+        token = parse(self.read()) or {}
         return token.get("refresh_token") in ("5Aep-RT-used-before", self.before_grant)
 
 
@@ -345,6 +352,7 @@ class Seeded(Case):
         return not (self.read() or b"").strip()
 
     def holders(self, result=None):
+        """Where the live refresh token is: the sfdx URL has the first."""
         seed = self.endpoint.state()["refresh_token"] == self.before_grant
         return super().holders(result) + (["seed"] if seed else [])
 
@@ -447,6 +455,15 @@ class Baseline:
         return trace.received() >= self.bytes - REPLY // 4
 
 
+def kept_by(journal):
+    """The document at the start of a journal: what it replaces may stand behind."""
+    try:
+        document, _ = json.JSONDecoder().raw_decode((contents(journal) or b"").decode())
+    except ValueError:
+        return None
+    return parse(json.dumps(document))
+
+
 def succeeded(call, least=0):
     """Whether a call gave a number, and at least this one."""
     return call.value.isdigit() and int(call.value) >= least
@@ -454,14 +471,18 @@ def succeeded(call, least=0):
 
 def steps(case, calls):
     """What calls do to the token file, its journal, their folder, the network and stdout."""
-    paths = {}
+    paths = {"1": "stdout"}
     nouns = {str(case.path): "file", str(journal_of(case.path)): "journal"}
     nouns[str(case.place)] = "folder"
     verbs = {"pwrite64": "write", "ftruncate": "cut", "fsync": "sync", "fdatasync": "sync"}
     for index, call in enumerate(calls):
         descriptor = call.arguments.split(",")[0]
         noun = nouns.get(paths.get(descriptor))
-        if call.name in ("open", "openat") and succeeded(call):
+        if "F_DUPFD" in call.arguments and succeeded(call):
+            paths[call.value] = paths.get(descriptor)
+        elif call.name == "close":
+            paths.pop(descriptor, None)
+        elif call.name in ("open", "openat") and succeeded(call):
             path = re.search(r'"([^"]*)"', call.arguments)
             paths[call.value] = path and path.group(1)
             if "O_CREAT" in call.arguments and paths[call.value] in nouns:
@@ -477,10 +498,12 @@ def steps(case, calls):
             yield index, "send"
         elif call.name == "recvfrom" and succeeded(call, 1):
             yield index, "receive"
-        elif call.name == "write" and descriptor == "1":
+        elif call.name == "write" and paths.get(descriptor) == "stdout":
             yield index, "stdout"
         elif call.name == "flock" and noun and succeeded(call):
             yield index, f"lock {noun}"
+        elif call.name == "pwrite64" and noun and succeeded(call) and ROOM in call.arguments:
+            yield index, f"room in {noun}"
         elif call.name in verbs and noun and succeeded(call):
             yield index, f"{verbs[call.name]} {noun}"
 
@@ -562,7 +585,7 @@ def judge_next(case, trace):
         wrong.append(f"next run: status {next_run.returncode}: {next_run.stderr!r}")
     if state["replays"] != case.before["replays"] or state["revoked"]:
         wrong.append("next run: sent a used refresh token")
-    token = parse(case.read() or b"")
+    token = parse(case.read())
     if not token or token["refresh_token"] != state["refresh_token"]:
         wrong.append("next run: the file has not the live refresh token")
     return wrong + judge_folder(case, trace)
@@ -570,8 +593,9 @@ def judge_next(case, trace):
 
 def judge_folder(case, trace):
     """Nothing is left beside the file, but the old document that an exchange left there."""
-    done = [step for _, step in trace.steps if step in ("exchange", "remove journal")]
-    rescued = set() if done[-1:] == ["exchange"] else set(case.rescued())
+    names = "; ".join(step for _, step in trace.steps if step in ("exchange", "remove journal"))
+    left_old = re.search("exchange(?!; remove journal)", names)
+    rescued = [] if left_old else case.rescued()
     aside = {path.name for path in rescued_files(case.place)}
     left = {path.name for path in case.place.iterdir()} - aside
     wrong = [] if left == case.names else [f"left beside the file: {sorted(left ^ case.names)}"]
@@ -585,7 +609,7 @@ def judge_lost(case):
     wrong = []
     if next_run.returncode != 3:
         wrong.append(f"after a loss: status {next_run.returncode}: {next_run.stderr!r}")
-    if parse(case.read() or b"") != parse(before or b""):
+    if parse(case.read()) != parse(before):
         wrong.append("after a loss: the file was changed")
     return wrong
 
@@ -630,7 +654,8 @@ def judge_failed(figures, case, result, trace, baseline, injections):
         if not {"file", "journal", "seed"} & set(holders):
             case.path.write_bytes(rescued or result.stdout)
         return wrong + judge_next(case, trace)
-    inside = baseline.in_window(case, trace)
+    # Where it was asked again, the second request is part of the window of the first.
+    inside = case.retry or baseline.in_window(case, trace)
     if inside and died:
         figures.add(lost_to_memory=1)
     elif inside and failing & NETWORK_CALLS and (case.retry or not baseline.arrived(trace)):
@@ -676,7 +701,7 @@ def judge_status(case, result, state):
     if status in (1, 2, 3, 4, 5) and not case.unchanged():
         wrong.append("the file was changed")
     if status == 0:
-        token = parse(case.read() or b"")
+        token = parse(case.read())
         if not token or token["refresh_token"] != state["refresh_token"]:
             wrong.append("status 0, and the file has not the live refresh token")
     if any(path.stat().st_mode & 0o077 for path in case.rescued()):
@@ -690,23 +715,24 @@ def judge_status(case, result, state):
             wrong.append("says that the file is saved")
         if b"on stdout" in stderr and "stdout" not in holders:
             wrong.append("says that stdout has the document")
-        if b"rescued" in stderr and "rescue" not in holders:
+        granted = b"".join(line for line in stderr.splitlines() if b"granted, but" in line)
+        if b"rescued" in granted and "rescue" not in holders:
             wrong.append("says that the document is elsewhere")
     return wrong
 
 
-# The steps of a save, in their order. A write may be made in two parts.
+# The steps of a save, in their order.
 LOCKED = "(.*; )?lock file; (.*; )?connect; "
-JOURNAL = "make journal; lock journal; (write journal; )+"
+JOURNAL = "make journal; lock journal; room in journal; "
 ASKED = "request; reply; "
-KEPT = "(write journal; )+(cut journal; )?sync journal; "
+KEPT = "((write journal; )+(cut journal; )?sync journal; )+"
 # The folder keeps the journal's name before the file is touched, where it is synced then.
-OVERWRITTEN = "(sync folder; )?(write file; )+sync file; remove journal; sync folder; stdout"
+OVERWRITTEN = "(sync folder; )?(room in file; )?write file; sync file; remove journal; sync folder; stdout"
 ORDER = {
     HardLink: JOURNAL + ASKED + KEPT + OVERWRITTEN,
-    Busy: JOURNAL + ASKED + KEPT + "(rename refused; )+" + OVERWRITTEN,
+    Busy: JOURNAL + ASKED + KEPT + f"(rename refused; )+({KEPT})?" + OVERWRITTEN,
     NoExchange: JOURNAL + ASKED + KEPT + "rename refused; rename; sync folder; stdout",
-    Alone: "(write file; )+(sync file; )?" + ASKED + "(write file; )+sync file; stdout",
+    Alone: "room in file; (sync file; )?" + ASKED + "write file; sync file; stdout",
     Case: JOURNAL + ASKED + KEPT + "exchange; remove journal; sync folder; stdout",
 }
 
