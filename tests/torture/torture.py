@@ -490,8 +490,8 @@ def steps(case, calls):
         elif call.name in ("rename", "renameat2"):
             what = "exchange" if "EXCHANGE" in call.arguments else "rename"
             yield index, what if succeeded(call) else "rename refused"
-        elif call.name == "unlink" and succeeded(call):
-            yield index, "remove journal"
+        elif call.name == "unlink":
+            yield index, "remove journal" if succeeded(call) else "journal stays"
         elif call.name == "connect":
             yield index, "connect"
         elif call.name == "sendto" and succeeded(call, 1):
@@ -593,9 +593,11 @@ def judge_next(case, trace):
 
 def judge_folder(case, trace):
     """Nothing is left beside the file, but the old document that an exchange left there."""
-    names = "; ".join(step for _, step in trace.steps if step in ("exchange", "remove journal"))
-    left_old = re.search("exchange(?!; remove journal)", names)
-    rescued = [] if left_old else case.rescued()
+    names = [step for _, step in trace.steps if step == "exchange" or "journal" in step]
+    left_old = re.search("exchange(?!; remove journal)", "; ".join(names))
+    # A run that is killed as it begins to write one leaves it empty.
+    killed = trace.calls[-1].value == "?" and trace.calls[-1].name != "exit_group"
+    rescued = [path for path in case.rescued() if not left_old and (contents(path) or not killed)]
     aside = {path.name for path in rescued_files(case.place)}
     left = {path.name for path in case.place.iterdir()} - aside
     wrong = [] if left == case.names else [f"left beside the file: {sorted(left ^ case.names)}"]
