@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -156,13 +157,19 @@ def rescued_files(*folders):
 
 def run(command, **options):
     """Runs a command to its end; its status is None where it hangs."""
-    environment = {"PATH": os.environ["PATH"]}
-    options = {"capture_output": True, "env": environment, "timeout": WATCHDOG, **options}
     command = [str(word) for word in command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"env": {"PATH": os.environ["PATH"]}, **streams, **options}
+    process = subprocess.Popen(command, start_new_session=True, **options)
     try:
-        return subprocess.run(command, **options)
-    except subprocess.TimeoutExpired as hang:
-        return subprocess.CompletedProcess(command, None, hang.stdout, hang.stderr or b"")
+        output, errors = process.communicate(timeout=WATCHDOG)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        # strace would leave behind what it watches.
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        status = None
+    return subprocess.CompletedProcess(command, status, output, errors)
 
 
 def refresh(url, *words, retry=0):

@@ -600,16 +600,14 @@ def append_only_folder(room):
 @place("stdout full: saved, exit 6")
 def stdout_full(room):
     with open("/dev/full", "wb") as disk:
-        streams = {"capture_output": False, "stdout": disk, "stderr": subprocess.PIPE}
-        room.renews(room.put("token.json"), status=6, delivers=False, **streams)
+        room.renews(room.put("token.json"), status=6, delivers=False, stdout=disk)
 
 
 @place("stdout a closed pipe: saved, exit 0")
 def stdout_pipe_closed(room):
     reader, writer = os.pipe()
     os.close(reader)
-    streams = {"capture_output": False, "stdout": writer, "stderr": subprocess.PIPE}
-    room.renews(room.put("token.json"), delivers=False, **streams)
+    room.renews(room.put("token.json"), delivers=False, stdout=writer)
     os.close(writer)
 
 

@@ -185,8 +185,7 @@ class Case:
         strace = ["strace", "-f", "-q", "-s", "16", "-o", log]
         for injection in [*self.injections, *injections]:
             strace += ["-e", f"inject={injection}"]
-        streams = {"capture_output": False, "stdout": stdout, "stderr": subprocess.PIPE}
-        result = run([*strace, *self.command()], **self.options(), **streams)
+        result = run([*strace, *self.command()], stdout=stdout, **self.options())
         return result, Trace(self, log.read_text(errors="replace"))
 
     def again(self):
@@ -531,9 +530,9 @@ class Figures:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
 
-    def expected(self, name, trace):
-        """Fails once for each kind of thing that nobody expected in a trace."""
-        for kind, line in trace.odd.items():
+    def expected(self, name, result, trace):
+        """Fails once for each kind of thing that nobody expected in the trace of an ended run."""
+        for kind, line in trace.odd.items() if result.returncode is not None else []:
             with self.lock:
                 is_new = kind not in self.odd
                 self.odd.add(kind)
@@ -546,7 +545,7 @@ def killed_case(figures, scenario, endpoint, baseline, name, injection):
     case = scenario(endpoint)
     try:
         result, trace = case.traced(injection)
-        figures.expected(name, trace)
+        figures.expected(name, result, trace)
         figures.check(name, judge_killed(figures, case, result, trace, baseline))
     finally:
         case.close()
@@ -625,7 +624,7 @@ def failing_case(figures, scenario, endpoint, baseline, name, injections, full):
             result, trace = case.traced(*injections, stdout=disk if full else subprocess.PIPE)
         result.stdout = result.stdout or b""
         figures.add(failed_calls=1)
-        figures.expected(name, trace)
+        figures.expected(name, result, trace)
         wrong = judge_failed(figures, case, result, trace, baseline, injections)
         if wrong:
             wrong.append(f"status {result.returncode}, stderr {result.stderr!r}")
@@ -649,7 +648,7 @@ def judge_failed(figures, case, result, trace, baseline, injections):
     if died:
         figures.add(out_of_memory=1)
     elif status not in range(7):
-        wrong.append(f"a status that is not documented: {status}")
+        wrong.append("it hangs" if status is None else f"not documented: status {status}")
     holders = case.holders(result)
     if holders:
         rescued = take_rescued(case) if status == 6 else None
@@ -729,7 +728,8 @@ JOURNAL = "make journal; lock journal; room in journal; "
 ASKED = "request; reply; "
 KEPT = "((write journal; )+(cut journal; )?sync journal; )+"
 # The folder keeps the journal's name before the file is touched, where it is synced then.
-OVERWRITTEN = "(sync folder; )?(room in file; )?write file; sync file; remove journal; sync folder; stdout"
+OVERWRITTEN = "(sync folder; )?(room in file; )?write file; sync file; "
+OVERWRITTEN += "remove journal; sync folder; stdout"
 ORDER = {
     HardLink: JOURNAL + ASKED + KEPT + OVERWRITTEN,
     Busy: JOURNAL + ASKED + KEPT + f"(rename refused; )+({KEPT})?" + OVERWRITTEN,
@@ -745,7 +745,7 @@ def check_baseline(figures, scenario, endpoint):
     case = scenario(endpoint)
     try:
         result, trace = case.traced()
-        figures.expected(case.name, trace)
+        figures.expected(case.name, result, trace)
         if result.returncode != 0:
             figures.check(case.name, [f"status {result.returncode}: {result.stderr!r}"])
             return None
