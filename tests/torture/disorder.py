@@ -47,7 +47,7 @@ DULL = {
 }
 RENAMES = {"rename", "renameat", "renameat2"}
 WRITES = {"pwrite64", "write", "pwritev", "writev", "ftruncate"}
-LOOKS = {"stat", "lstat", "fstat", "statx", "newfstatat", "read", "pread64"}
+LOOKS = {"read", "pread64", "readv", "preadv"}
 SHOWN = {*RENAMES, *WRITES, "open", "openat", "flock", "fsync", "unlink", "sendto", "recvfrom",
          "connect", "utimensat", "link", "linkat"}
 
@@ -90,13 +90,15 @@ class Trace:
                 self.calls.append(Call(at, text, delays.get((name, seen[name]), 0)))
 
     def numbered(self):
-        """The calls that may be held up: a name and a number each, from the start of main on."""
-        seen, main = collections.Counter(), False
+        """The calls that may be held up, a name and a number each: all, and those of the save."""
+        seen, found, save = collections.Counter(), [], 0
         for call in self.calls:
             seen[call.name] += 1
-            main = main or call.name in ("poll", "ppoll")
-            if main and call.name not in DULL:
-                yield call.name, seen[call.name]
+            if call.name not in DULL:
+                found.append((call.name, seen[call.name]))
+            if call.name.startswith("recv") and call.tokens:
+                save = len(found)
+        return found, found[save:]
 
     def wrote(self, token):
         """Whether a call that wrote this token ended."""
@@ -113,7 +115,7 @@ class Run:
         self.start = dice.uniform(0, SPAN / 3)
         self.delays = {}
         for _ in range(dice.choice((0, 1, 1, 2, 3))):
-            self.delays[dice.choice(calls)] = dice.uniform(DELAY / 6, DELAY)
+            self.delays[dice.choice(dice.choice(calls))] = dice.uniform(DELAY / 6, DELAY)
         self.signal = self.sent = None
         # Some time after its start, or after the endpoint has made up its mind.
         self.after_answer = dice.random() < 0.4
@@ -196,7 +198,10 @@ class Round:
         for number in range(dice.choice((1, 1, 2, 3))):
             act = dice.choice(acts)
             name = f"{act.__name__.replace('_', ' ')} {number + 1}"
-            self.others.append((dice.uniform(0, SPAN), name, act, random.Random(dice.random())))
+            # At some time, or some time after the first request has come to the endpoint.
+            after = dice.random() < 0.5
+            wait = dice.uniform(0, THINKING * 2 if after else SPAN)
+            self.others.append((after, wait, name, act, random.Random(dice.random())))
 
     def tell(self, who, what, at=None):
         self.events.append((at or time.time(), who, what))
@@ -299,6 +304,13 @@ class Round:
             run.sent = time.time()
             run.process.send_signal(run.signal)
 
+    def meddle(self, after, wait, name, act, dice):
+        """Lets somebody else do something, when its time has come."""
+        while after and not self.endpoint.posts and any(run.ended is None for run in self.runs):
+            time.sleep(0.002)
+        time.sleep(wait)
+        act(name, dice)
+
     def sample(self):
         """Reads the file now and then, as anybody may."""
         while not self.over.is_set():
@@ -322,13 +334,13 @@ class Round:
         sampler = threading.Thread(target=self.sample)
         threads = [at(run.start, self.start, run) for run in self.runs]
         threads += [at(run.start, self.strike, run) for run in self.runs if run.signal]
-        threads += [at(offset, act, name, dice) for offset, name, act, dice in self.others]
+        threads += [at(0, self.meddle, *other) for other in self.others]
         for thread in (sampler, *threads):
             thread.start()
         for thread in threads:
             thread.join()
         self.before_last = self.path.read_bytes()
-        self.last = Run("last run", self.dice, [("none", 1)])
+        self.last = Run("last run", self.dice, [[("none", 1)]])
         self.last.delays = {}
         self.start(self.last)
         self.over.set()
@@ -350,7 +362,7 @@ class Round:
             token = short(post.token)
             events.append((post.arrived, post.who, f"endpoint: {token} has come"))
             what = f"grants {short(post.given)}" if post.given else "refuses"
-            what = "revokes: a used token" if post.is_replay else what
+            what = "has been used: revokes the family" if post.is_replay else what
             if post.processed:
                 events.append((post.processed, post.who, f"endpoint: {token} {what}"))
             if post.done:
@@ -365,20 +377,30 @@ class Round:
             events.append((run.ended, run.name, f"ended, {run.status}: {text}"))
             if run.sent:
                 events.append((run.sent, run.name, f"gets {run.signal.name}"))
-            for at, line in run.trace.lines:
-                if line.split("(")[0] in SHOWN or line[0] in "-+":
-                    events.append((at, run.name, self.plain(line)))
+            events += [(at, run.name, line) for at, line in self.shown(run.trace.lines)]
         events.sort(key=lambda event: event[0])
         zero = events[0][0]
         lines = [f"{(at - zero) * 1000:8.1f} ms  {who:24} {what}" for at, who, what in events]
         return [f"plan {self.plan}", *map(str, self.runs), *lines]
 
+    def shown(self, lines):
+        """The lines of a trace that tell about the file or the grant, shortened."""
+        waits = False
+        for at, line in lines:
+            name = line.split("(")[0]
+            is_wait = name == "flock" and "EAGAIN" in line
+            is_dull = "/certs/" in line or "<pipe:" in line or (is_wait and waits)
+            is_ours = name in SHOWN and not is_dull
+            if is_ours or line[0] in "-+":
+                yield at, self.plain(line)
+            waits = is_wait or (waits and name not in SHOWN)
+
     def plain(self, line):
-        """A line of a trace, with what it writes shortened to the tokens."""
+        """A line of a trace, with what it writes shortened to its tokens."""
         tokens = ", ".join(sorted({short(f"-{token}") for token in TOKEN.findall(line)}))
-        line = re.sub(r'"(?:[^"\\]|\\.){40,}"(\.\.\.)?',
-                      lambda text: text[0] if text[0].startswith('"/') else f'"…{tokens}…"', line)
-        return line.replace(f"{self.folder}/", "")
+        line = line.replace(f"{self.folder}/", "").replace(str(self.folder), "")
+        line = re.sub(r'"(?:[^"\\]|\\.){40,}"(\.\.\.)?', f'"…{tokens}…"'.replace("……", "…"), line)
+        return re.sub(r"\{sa_family=[^}]*\}", "…", line)
 
     def close(self):
         self.endpoint.close()
@@ -406,27 +428,27 @@ def document(token):
 class Judge:
     """What came of a round: `wrong` is what has no excuse, `counts` has the rest by its class."""
 
-    def __init__(self, round):
-        self.round = round
-        self.runs = {run.name: run for run in (*round.runs, round.last)}
-        self.posts = round.endpoint.posts
+    def __init__(self, case):
+        self.case = case
+        self.runs = {run.name: run for run in (*case.runs, case.last)}
+        self.posts = case.endpoint.posts
         self.granted = {post.token: post for post in self.posts if post.given}
-        self.kept, self.replaced = round.documents()
-        self.final = parse(round.path.read_bytes())
+        self.kept, self.replaced = case.documents()
+        self.final = parse(case.path.read_bytes())
         self.changes = [change for run in self.runs.values() for change in self.changes_of(run)]
-        self.in_moment = [write for write in round.writes if self.is_in_moment(write)]
+        self.in_moment = [write for write in case.writes if self.is_in_moment(write)]
         self.counts, self.wrong = collections.Counter(), []
         self.counts.update(
-            rounds=1, runs=len(round.runs), moments=len(self.in_moment),
-            logins=sum(write.who.startswith("login") for write in round.writes),
-            rotations=sum(write.who.startswith("program") for write in round.writes),
-            kills=sum(run.sent is not None for run in round.runs),
-            slowed=sum("(DELAYED)" in line for run in round.runs for _, line in run.trace.lines),
-            rescued=len([*round.folder.rglob("sf-refresh-rescued-*")]),
+            rounds=1, runs=len(case.runs), moments=len(self.in_moment),
+            logins=sum(write.who.startswith("login") for write in case.writes),
+            rotations=sum(write.who.startswith("program") for write in case.writes),
+            kills=sum(run.sent is not None for run in case.runs),
+            slowed=sum("(DELAYED)" in line for run in case.runs for _, line in run.trace.lines),
+            rescued=len([*case.folder.rglob("sf-refresh-rescued-*")]),
         )
-        for replay in round.endpoint.replays():
+        for replay in case.endpoint.replays():
             self.judge_replay(replay)
-        for family in round.endpoint.families:
+        for family in case.endpoint.families:
             if not family.revoked:
                 self.judge_live(family)
         self.judge_reads()
@@ -444,7 +466,7 @@ class Judge:
         A write over the text: from the last look at the file to the end of the write. A rename
         that exchanges: what it has displaced can still be looked at, and put back.
         """
-        path, journal = self.round.path, journal_of(self.round.path)
+        path, journal = self.case.path, journal_of(self.case.path)
         calls, look = run.trace.calls, None
         for index, call in enumerate(calls):
             if call.name == "sendto" and call.tokens:
@@ -488,16 +510,16 @@ class Judge:
             answered = answered or (call.name.startswith("recv") and ours in call.tokens)
             is_ours = call.name in RENAMES or ours in call.tokens
             if answered and is_ours and call.name in WRITES | RENAMES and call.is_on(
-                    self.round.path):
+                    self.case.path):
                 return call.end
         return run.ended
 
     def looked_before(self, run, post, first):
         """Whether the other program wrote only after the run's last look at the file."""
-        written = [write.end for write in self.round.writes if write.who == first.who]
+        written = [write.end for write in self.case.writes if write.who == first.who]
         look, ours = 0, post.token.partition("-")[2]
         for call in run.trace.calls:
-            if call.name in LOOKS and call.is_on(self.round.path):
+            if call.name in LOOKS and call.is_on(self.case.path):
                 look = call.begin
             elif call.name == "sendto" and ours in call.tokens:
                 return not written or written[0] > look
@@ -519,8 +541,8 @@ class Judge:
             self.count("lost", f"{short(family.live)}, which {run.name} got, is nowhere")
 
     def judge_reads(self):
-        for begin, end, data in self.round.torn:
-            texts = [write for write in self.round.writes if write.in_place]
+        for begin, end, data in self.case.torn:
+            texts = [write for write in self.case.writes if write.in_place]
             if any(write.begin <= end and write.end >= begin for write in texts):
                 continue
             if any(write.begin <= end for write in self.in_moment):
@@ -531,7 +553,7 @@ class Judge:
 
     def judge_login(self):
         """The file has the family of whoever wrote last, other than our runs."""
-        last = max(self.round.writes, key=lambda write: write.end, default=None)
+        last = max(self.case.writes, key=lambda write: write.end, default=None)
         expected = last.family if last else 0
         family = family_of(self.final["refresh_token"]) if self.final else None
         if family == expected:
@@ -545,24 +567,24 @@ class Judge:
             self.count("overwritten", what)
 
     def judge_statuses(self):
-        texts = any(write.in_place for write in self.round.writes)
-        for run in self.round.runs:
+        texts = any(write.in_place for write in self.case.writes)
+        for run in self.case.runs:
             stops = {-run.signal, 128 + run.signal} if run.sent else set()
-            allowed = {0, 3, *stops} | ({1} if texts else set()) | ({6} if self.round.writes else set())
+            allowed = {0, 3, *stops} | ({1} if texts else set()) | ({6} if self.case.writes else set())
             if run.status not in allowed:
                 self.count("statuses", f"{run.name} ended with {run.status}")
             refused = [post for post in self.posts if post.who == run.name and not post.given]
             if run.status == 3 and not refused:
                 self.count("statuses", f"{run.name} says refused, and nobody refused it")
-        last = self.round.last
-        family = self.round.endpoint.families[family_of(self.final["refresh_token"])] \
+        last = self.case.last
+        family = self.case.endpoint.families[family_of(self.final["refresh_token"])] \
             if self.final else None
         allowed = {1} if not family else {3} if family.revoked else {0}
         if last.status not in allowed:
             self.count("statuses", f"the last run ended with {last.status}, expected {allowed}")
         if last.status == 0 and family and self.final["refresh_token"] != family.live:
             self.count("statuses", "the last run ended with 0, and the file's token is not live")
-        if journal_of(self.round.path).exists():
+        if journal_of(self.case.path).exists():
             self.count("left", "a journal after the last run")
 
 
@@ -589,16 +611,16 @@ class Figures:
         self.counts = collections.Counter()
 
     def play(self, seed, plan, calls):
-        round = Round(seed, plan, calls)
+        case = Round(seed, plan, calls)
         try:
-            round.happen()
-            judge = Judge(round)
-            wrong = judge.wrong and [*judge.wrong, *round.timeline()]
+            case.happen()
+            judge = Judge(case)
+            wrong = judge.wrong and [*judge.wrong, *case.timeline()]
             with self.lock:
                 self.counts += judge.counts
                 self.tally.check(f"round with SEED={seed}", wrong)
         finally:
-            round.close()
+            case.close()
 
     def report(self):
         count = self.counts.__getitem__
@@ -620,14 +642,14 @@ class Figures:
 
 def calls_of(plan):
     """The calls that an undisturbed run makes."""
-    round = Round(0, plan, [])
+    case = Round(0, plan, [])
     try:
-        round.happen()
-        if round.last.status != 0:
-            sys.exit(f"a run that nothing disturbs: {round.last.stderr!r}")
-        return list(round.last.trace.numbered())
+        case.happen()
+        if case.last.status != 0:
+            sys.exit(f"a run that nothing disturbs: {case.last.stderr!r}")
+        return case.last.trace.numbered()
     finally:
-        round.close()
+        case.close()
 
 
 def main(arguments):
@@ -648,8 +670,8 @@ def main(arguments):
         for seed in range(first, first + count):
             plan = plans[seed % len(plans)]
             rounds.append(pool.submit(figures.play, seed, plan, calls[plan]))
-        for round in rounds:
-            round.result()
+        for played in rounds:
+            played.result()
     figures.report()
     return figures.tally.finish("disorder")
 
