@@ -162,7 +162,8 @@ class Round:
     def __init__(self, seed, plan, calls):
         self.seed, self.plan = seed, plan
         self.dice = random.Random(seed)
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-disorder-"))
+        folder = tempfile.mkdtemp(prefix="sf-refresh-disorder-")
+        self.folder = pathlib.Path(folder).resolve()
         self.folder.chmod(0o755)
         self.place = self.folder / "place"
         self.place.mkdir()
@@ -227,7 +228,8 @@ class Round:
 
     def wrote(self, write):
         self.writes.append(write)
-        self.tell(write.who, f"wrote family {write.family} over {brief(write.displaced)}", write.end)
+        what = f"wrote family {write.family} over {brief(write.displaced)}"
+        self.tell(write.who, what, write.end)
 
     def login_by_rename(self, who, dice):
         token = self.endpoint.login()
@@ -509,8 +511,8 @@ class Judge:
         for call in run.trace.calls:
             answered = answered or (call.name.startswith("recv") and ours in call.tokens)
             is_ours = call.name in RENAMES or ours in call.tokens
-            if answered and is_ours and call.name in WRITES | RENAMES and call.is_on(
-                    self.case.path):
+            is_change = call.name in WRITES | RENAMES and call.is_on(self.case.path)
+            if answered and is_ours and is_change:
                 return call.end
         return run.ended
 
@@ -570,15 +572,16 @@ class Judge:
         texts = any(write.in_place for write in self.case.writes)
         for run in self.case.runs:
             stops = {-run.signal, 128 + run.signal} if run.sent else set()
-            allowed = {0, 3, *stops} | ({1} if texts else set()) | ({6} if self.case.writes else set())
-            if run.status not in allowed:
+            # A text that is half-way cannot be read; another family's file is not overwritten.
+            others = ({1} if texts else set()) | ({6} if self.case.writes else set())
+            if run.status not in {0, 3} | stops | others:
                 self.count("statuses", f"{run.name} ended with {run.status}")
             refused = [post for post in self.posts if post.who == run.name and not post.given]
             if run.status == 3 and not refused:
                 self.count("statuses", f"{run.name} says refused, and nobody refused it")
         last = self.case.last
-        family = self.case.endpoint.families[family_of(self.final["refresh_token"])] \
-            if self.final else None
+        number = self.final and family_of(self.final["refresh_token"])
+        family = None if number is None else self.case.endpoint.families[number]
         allowed = {1} if not family else {3} if family.revoked else {0}
         if last.status not in allowed:
             self.count("statuses", f"the last run ended with {last.status}, expected {allowed}")

@@ -56,7 +56,7 @@ class Stage:
 
     def __init__(self, form, **hooks):
         self.form = form
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-stops-"))
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-stops-")).resolve()
         self.folder.chmod(0o755)
         self.place = self.folder / "place"
         self.place.mkdir()

@@ -1,4 +1,4 @@
-"""A rotating token endpoint inside the test: it thinks as the test wants, and knows who sent what."""
+"""A rotating token endpoint inside the test: it thinks as a test wants, and logs who sent what."""
 
 import http.server
 import json
