@@ -399,9 +399,9 @@ class Round:
 
     def plain(self, line):
         """A line of a trace, with what it writes shortened to its tokens."""
-        tokens = ", ".join(sorted({short(f"-{token}") for token in TOKEN.findall(line)}))
+        tokens = sorted({short(f"-{token}") for token in TOKEN.findall(line)})
         line = line.replace(f"{self.folder}/", "").replace(str(self.folder), "")
-        line = re.sub(r'"(?:[^"\\]|\\.){40,}"(\.\.\.)?', f'"…{tokens}…"'.replace("……", "…"), line)
+        line = re.sub(r'"(?:[^"\\]|\\.){40,}"(\.\.\.)?', f'"…{", ".join(tokens)}"', line)
         return re.sub(r"\{sa_family=[^}]*\}", "…", line)
 
     def close(self):
@@ -503,7 +503,8 @@ class Judge:
         elif by_run and not first_run and self.looked_before(by_run, post, first):
             self.count("collisions")
         else:
-            self.count("replays", f"{post.who} sent {short(post.token)}, which {first.who} had used")
+            what = f"{post.who} sent {short(post.token)}, which {first.who} had used"
+            self.count("replays", what)
 
     def saved_at(self, run, token):
         """When the file had what this run was given; the run's end where it never had."""
