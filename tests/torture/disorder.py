@@ -437,7 +437,7 @@ class Judge:
         self.granted = {post.token: post for post in self.posts if post.given}
         self.kept, self.replaced = case.documents()
         self.final = parse(case.path.read_bytes())
-        self.changes = [change for run in self.runs.values() for change in self.changes_of(run)]
+        self.changes = {name: [*self.changes_of(run)] for name, run in self.runs.items()}
         self.in_moment = [write for write in case.writes if self.is_in_moment(write)]
         self.counts, self.wrong = collections.Counter(), []
         self.counts.update(
@@ -484,11 +484,11 @@ class Judge:
                 elif look:
                     yield look, call.end, False
 
-    def is_in_moment(self, write):
-        """Whether this write over the text came where no program without locks can see it."""
+    def is_in_moment(self, write, runs=()):
+        """Whether this write over the text came where these runs (or any) could not see it."""
         return write.in_place and any(
             write.begin <= end and (write.changed if is_exchange else write.end) >= begin
-            for begin, end, is_exchange in self.changes)
+            for name in runs or self.changes for begin, end, is_exchange in self.changes[name])
 
     def judge_replay(self, post):
         first = self.granted[post.token]
@@ -538,7 +538,7 @@ class Judge:
             self.count("saved, then replaced by somebody else")
         elif run.status == -signal.SIGKILL and not run.trace.wrote(family.live):
             self.count("lost by SIGKILL in the wait")
-        elif self.in_moment:
+        elif any(self.is_in_moment(write, [run.name]) for write in self.case.writes):
             self.count("lost in the moment")
         else:
             self.count("lost", f"{short(family.live)}, which {run.name} got, is nowhere")
