@@ -47,7 +47,8 @@ DULL = {
 }
 RENAMES = {"rename", "renameat", "renameat2"}
 WRITES = {"pwrite64", "write", "pwritev", "writev", "ftruncate"}
-LOOKS = {"read", "pread64", "readv", "preadv"}
+READS = {"read", "pread64", "readv", "preadv"}
+STATS = {"stat", "lstat", "statx", "newfstatat"}
 SHOWN = {*RENAMES, *WRITES, "open", "openat", "flock", "fsync", "unlink", "sendto", "recvfrom",
          "connect", "utimensat", "link", "linkat"}
 
@@ -469,16 +470,18 @@ class Judge:
         that exchanges: what it has displaced can still be looked at, and put back.
         """
         path, journal = self.case.path, journal_of(self.case.path)
-        calls, look = run.trace.calls, None
+        calls, look, is_over = run.trace.calls, None, True
         for index, call in enumerate(calls):
             if call.name == "sendto" and call.tokens:
                 look = None
-            elif call.name in LOOKS and call.is_on(path):
-                look = call.begin
+            elif call.name in READS and call.is_on(path):
+                # A look may take several calls, and then begins with the first.
+                look = call.begin if is_over or not look else look
+                is_over = call.value == "0"
             elif call.name in WRITES and call.is_on(path) and look:
                 yield look, call.end, False
             elif call.name in RENAMES and call.is_on(path):
-                checked = last_look(calls[index + 1:], journal)
+                checked = first_look(calls[index + 1:], journal)
                 if checked:
                     yield checked, call.end, True
                 elif look:
@@ -500,8 +503,8 @@ class Judge:
             self.count("collisions")
         elif not by_run and post.read < self.saved_at(first_run, first.given):
             self.count("collisions")
-        elif by_run and not first_run and self.looked_before(by_run, post, first):
-            self.count("collisions")
+        elif by_run and not first_run:
+            self.judge_own_replay(post, first, by_run)
         else:
             what = f"{post.who} sent {short(post.token)}, which {first.who} had used"
             self.count("replays", what)
@@ -517,16 +520,33 @@ class Judge:
                 return call.end
         return run.ended
 
-    def looked_before(self, run, post, first):
-        """Whether the other program wrote only after the run's last look at the file."""
-        written = [write.end for write in self.case.writes if write.who == first.who]
-        look, ours = 0, post.token.partition("-")[2]
+    def gap(self, run, post):
+        """When this run last looked at the file before it sent this request, and when that began.
+
+        A look before the connection does not count: that takes as long as the network wants.
+        """
+        look, ours = None, post.token.partition("-")[2]
         for call in run.trace.calls:
-            if call.name in LOOKS and call.is_on(self.case.path):
+            if call.name == "connect":
+                look = None
+            elif call.name in READS | STATS and call.is_on(self.case.path):
                 look = call.begin
             elif call.name == "sendto" and ours in call.tokens:
-                return not written or written[0] > look
-        return False
+                return look or call.begin, call.begin
+        return run.began, run.ended
+
+    def judge_own_replay(self, post, first, run):
+        """A token that a program without locks has used: where was its write by then?"""
+        written = [write.end for write in self.case.writes if write.who == first.who]
+        look, sent = self.gap(run, post)
+        if not written or post.arrived < written[0]:
+            self.count("collisions")
+        elif look < written[0]:
+            self.count("collisions in the gap")
+        else:
+            late = (sent - written[0]) * 1000
+            what = f"{run.name} sent {short(post.token)}, {late:.0f} ms after {first.who} had "
+            self.count("replays", what + "written another")
 
     def judge_live(self, family):
         """Where the live token is, if one of our runs got it."""
@@ -592,15 +612,14 @@ class Judge:
             self.count("left", "a journal after the last run")
 
 
-def last_look(calls, journal):
-    """When these calls last looked at what a rename displaced, before they went on; 0 if never."""
-    look = 0
+def first_look(calls, journal):
+    """When these calls first looked at what a rename displaced, before they went on; 0 if never."""
     for call in calls:
-        if call.name in LOOKS and call.is_on(journal):
-            look = call.begin
-        elif call.name in RENAMES or call.name == "unlink":
+        if call.name in READS and call.is_on(journal):
+            return call.begin
+        if call.name in RENAMES or call.name == "unlink":
             break
-    return look
+    return 0
 
 
 # ---- All rounds ----
@@ -641,7 +660,8 @@ class Figures:
               f"{count('overwritten')}, lost {count('lost')}, lost by SIGKILL in the wait "
               f"{count('lost by SIGKILL in the wait')}, replays {count('replays')}, after SIGKILL "
               f"{count('replays after SIGKILL')}, collisions no client can prevent "
-              f"{count('collisions')}")
+              f"{count('collisions')}, in the gap between look and request "
+              f"{count('collisions in the gap')}")
 
 
 def calls_of(plan):
