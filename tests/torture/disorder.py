@@ -47,6 +47,7 @@ DULL = {
 }
 RENAMES = {"rename", "renameat", "renameat2"}
 WRITES = {"pwrite64", "write", "pwritev", "writev", "ftruncate"}
+CHANGES = {*RENAMES, "pwrite64", "ftruncate", "fsync", "unlink"}
 READS = {"read", "pread64", "readv", "preadv"}
 STATS = {"stat", "lstat", "statx", "newfstatat"}
 SHOWN = {*RENAMES, *WRITES, "open", "openat", "flock", "fsync", "unlink", "sendto", "recvfrom",
@@ -91,7 +92,8 @@ class Trace:
                 self.calls.append(Call(at, text, delays.get((name, seen[name]), 0)))
 
     def numbered(self):
-        """The calls that may be held up, a name and a number each: all, and those of the save."""
+        """The calls that may be held up, a name and a number each: all, those after the answer,
+        and of these the ones that change a file."""
         seen, found, save = collections.Counter(), [], 0
         for call in self.calls:
             seen[call.name] += 1
@@ -99,7 +101,8 @@ class Trace:
                 found.append((call.name, seen[call.name]))
             if call.name.startswith("recv") and call.tokens:
                 save = len(found)
-        return found, found[save:]
+        late = found[save:]
+        return found, late, [call for call in late if call[0] in CHANGES]
 
     def wrote(self, token):
         """Whether a call that wrote this token ended."""
@@ -200,9 +203,9 @@ class Round:
         for number in range(dice.choice((1, 1, 2, 3))):
             act = dice.choice(acts)
             name = f"{act.__name__.replace('_', ' ')} {number + 1}"
-            # At some time, or some time after the first request has come to the endpoint.
-            after = dice.random() < 0.5
-            wait = dice.uniform(0, THINKING * 2 if after else SPAN)
+            # Some time after the start, the first request or the first answer.
+            after, most = dice.choice((("", SPAN), ("arrived", THINKING * 2), ("done", DELAY)))
+            wait = dice.uniform(0, most)
             self.others.append((after, wait, name, act, random.Random(dice.random())))
 
     def tell(self, who, what, at=None):
@@ -301,16 +304,28 @@ class Round:
                 post.who == run.name and post.processed for post in self.endpoint.posts)
 
         while run.ended is None and not (run.process and is_due()):
-            time.sleep(0.002)
+            time.sleep(0.001)
         time.sleep(run.wait)
-        if run.process and run.process.poll() is None:
+        while run.process.poll() is None and not self.is_program(run.process.pid):
+            time.sleep(0.001)
+        if run.process.poll() is None:
             run.sent = time.time()
             run.process.send_signal(run.signal)
 
+    def is_program(self, pid):
+        """Whether strace, which starts as this process, has made way for the program."""
+        try:
+            return os.path.samefile(f"/proc/{pid}/exe", common.PROGRAM)
+        except OSError:
+            return False
+
     def meddle(self, after, wait, name, act, dice):
         """Lets somebody else do something, when its time has come."""
-        while after and not self.endpoint.posts and any(run.ended is None for run in self.runs):
-            time.sleep(0.002)
+        def is_due():
+            return not after or any(getattr(post, after) for post in self.endpoint.posts)
+
+        while not is_due() and any(run.ended is None for run in self.runs):
+            time.sleep(0.001)
         time.sleep(wait)
         act(name, dice)
 
@@ -484,6 +499,8 @@ class Judge:
                 checked = first_look(calls[index + 1:], journal)
                 if checked:
                     yield checked, call.end, True
+                elif "RENAME_EXCHANGE" in call.arguments:
+                    yield call.begin, call.end, True
                 elif look:
                     yield look, call.end, False
 
