@@ -516,6 +516,9 @@ class Judge:
         if first_run and first_run.status == -signal.SIGKILL and (
                 not by_run or not first_run.trace.wrote(first.given)):
             self.count("replays after SIGKILL")
+        elif by_run and by_run.status == -signal.SIGKILL and first.arrived > by_run.sent:
+            # Its request was on its way when it was killed, and was processed last.
+            self.count("replays after SIGKILL")
         elif not by_run and not first_run:
             self.count("collisions")
         elif not by_run and post.read < self.saved_at(first_run, first.given):
@@ -620,10 +623,13 @@ class Judge:
         last = self.case.last
         number = self.final and family_of(self.final["refresh_token"])
         family = None if number is None else self.case.endpoint.families[number]
-        allowed = {1} if not family else {3} if family.revoked else {0}
+        # A family may be revoked by a request of a killed run after the last run got its grant.
+        granted = any(post.given for post in self.posts if post.who == last.name)
+        allowed = {1} if not family else {3} if family.revoked and not granted else {0}
         if last.status not in allowed:
             self.count("statuses", f"the last run ended with {last.status}, expected {allowed}")
-        if last.status == 0 and family and self.final["refresh_token"] != family.live:
+        is_live = family and (family.revoked or self.final["refresh_token"] == family.live)
+        if last.status == 0 and family and not is_live:
             self.count("statuses", "the last run ended with 0, and the file's token is not live")
         if journal_of(self.case.path).exists():
             self.count("left", "a journal after the last run")
