@@ -207,6 +207,8 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
         Ok(how) => how,
         Err(failure) => return Err(deliver(&document, &failure, &save.file.path)),
     };
+    // A stop that comes from here on need not wait for whoever reads stdout.
+    os::release_stops();
     run.step(&format!(
         "HTTP {status}, the refresh token {}",
         if rotated { "rotated" } else { "stays" }
@@ -317,6 +319,8 @@ struct Grant {
 /// What came of a request.
 enum Reply {
     Granted(Grant),
+    /// Nothing was sent, for somebody else was at the file: look at it again.
+    Changed(Error),
     /// Nothing was processed: try again, after so long if the server asked for a wait.
     Later(Error, Option<Duration>),
     /// It may have been processed, and the answer did not arrive.
@@ -417,7 +421,8 @@ impl<'a> Run<'a> {
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
             Reply::Failed(error) => return Err(self.conclude(error)),
-            Reply::Granted(_) => return Ok(()),
+            Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
+            Reply::Changed(_) | Reply::Granted(_) => return Ok(()),
         };
         let pause = wait.unwrap_or(self.backoff);
         if self.retries == 0 || pause >= self.left() || os::noted_stop() != 0 {
@@ -1601,7 +1606,7 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .build()
         .send(SendBody::from_reader(&mut exchange));
     match (response, exchange.failure.take()) {
-        (_, Some(failure)) if failure.exit == Exit::Temporary => Reply::Later(failure, None),
+        (_, Some(failure)) if failure.exit == Exit::Temporary => Reply::Changed(failure),
         (_, Some(failure)) => Reply::Failed(failure),
         (Ok(response), None) => exchange.receive(response),
         (Err(error), None) if exchange.sent => lost_after_sending(&error),
@@ -2110,6 +2115,9 @@ impl Drop for TokenFile {
     }
 }
 
+/// What comes in a journal between the document and what that is to replace.
+const REPLACES: &[u8] = b"\nreplaces:\n";
+
 /// `.NAME.sf-refresh` beside the token file, which holds the reply until that is saved. It is
 /// locked while its run lives.
 struct Journal {
@@ -2133,6 +2141,8 @@ impl Journal {
         let journal = Self { path, handle };
         let prepare = |file: &File| {
             file.try_lock()?;
+            // Another run may have taken it for one that was left over.
+            journal.is_ours().then_some(()).ok_or(ErrorKind::WouldBlock)?;
             let (made, wanted) = (file.metadata()?, &save.file.metadata);
             if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
                 fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
@@ -2140,7 +2150,8 @@ impl Journal {
             if save.can_rename && made.mode() != wanted.mode() {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            fill(file, 0, room)
+            fill(file, 0, room)?;
+            file.write_all_at(&save.replaced(), room)
         };
         let prepared: io::Result<()> = prepare(&journal.handle);
         prepared.inspect_err(|_| journal.remove())?;
@@ -2189,32 +2200,34 @@ impl Journal {
         }
     }
 
-    /// What the journal of an earlier run holds for its file.
+    /// What the journal of an earlier run holds for its file. It wins if the file is still what it was to
+    /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
-        let (grant, replaced) = match first_json(&bytes) {
-            Some((Value::Object(members), end)) => {
-                (Token { members }, bytes[end..].trim_ascii_start())
-            }
+        let (grant, rest) = match first_json(&bytes) {
+            Some((Value::Object(members), end)) => (Token { members }, &bytes[end..]),
             _ => return Ok(LeftOver::Nothing),
         };
         if check_token(grant.refresh_token()).is_err() {
             return Ok(LeftOver::Nothing);
         }
+        let mark = rest.windows(REPLACES.len()).position(|window| window == REPLACES);
+        let replaced = mark.map(|at| &rest[at + REPLACES.len()..]);
         let granted_at = self.handle.metadata()?.modified()?;
         let is_older = file.modified().is_some_and(|modified| modified > granted_at);
-        let is_half_written = is_mixture(&file.bytes, &grant.to_json(), replaced);
+        let is_as_before = replaced.map_or(!is_older, |replaced| file.bytes == replaced);
+        let new = grant.to_json();
+        let is_half_written = is_mixture(&file.bytes, &new, replaced.unwrap_or_default());
         Ok(match Token::parse(&file.bytes, options) {
-            Ok(token) if is_older && !is_half_written => {
-                let is_same = token.refresh_token() == grant.refresh_token();
-                if is_same { LeftOver::Nothing } else { LeftOver::Superseded(grant) }
-            }
             // It may be the bare reply.
-            Ok(mut token) if !is_half_written => {
+            Ok(mut token) if is_as_before => {
                 token.merge(grant.members, granted_at);
                 LeftOver::Unsaved(token, granted_at)
             }
-            _ => LeftOver::Unsaved(grant, granted_at),
+            Err(_) if is_as_before || replaced.is_none() => LeftOver::Unsaved(grant, granted_at),
+            _ if is_half_written => LeftOver::Unsaved(grant, granted_at),
+            Ok(token) if token.refresh_token() == grant.refresh_token() => LeftOver::Nothing,
+            _ => LeftOver::Superseded(grant),
         })
     }
 
@@ -2315,6 +2328,11 @@ impl<'a> Save<'a> {
         Self { file, journal: None, can_rename, length, granted_at: None }
     }
 
+    /// What stands behind the document in a journal: what the file holds.
+    fn replaced(&self) -> Vec<u8> {
+        [REPLACES, &self.file.bytes].concat()
+    }
+
     /// Proves that the save will work before the refresh token is spent: makes the journal, or room in
     /// the file itself, for what it holds and what the reply adds. Errors: file, or a journal that
     /// another run has made just now.
@@ -2335,7 +2353,7 @@ impl<'a> Save<'a> {
             match made.map_err(|e| (e.kind(), e)) {
                 Ok(journal) => {
                     self.journal = Some(journal);
-                    return Ok(());
+                    return self.check_unchanged();
                 }
                 Err((Kind::AlreadyExists | Kind::WouldBlock, _)) => return Err(lock_held()),
                 Err((
@@ -2346,7 +2364,17 @@ impl<'a> Save<'a> {
             }
         }
         // These blanks stay, so that a run that ends here has nothing to undo.
-        file.grow(room).map_err(|e| failed("reserve room", &e))
+        file.grow(room).map_err(|e| failed("reserve room", &e))?;
+        self.check_unchanged()
+    }
+
+    /// Sees once more, just before the refresh token is sent, that nobody has replaced it meanwhile.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        if self.file.is_unchanged_at(&self.file.path) {
+            return Ok(());
+        }
+        let message = "another program changed the file just now; nothing was sent";
+        Err(Error::new(Exit::Temporary, message, LATER))
     }
 
     /// Keeps a reply in the journal as it came in, before anything else is done with it: if it is a
@@ -2361,6 +2389,10 @@ impl<'a> Save<'a> {
     fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
         let journal = self.journal.take().filter(Journal::is_ours);
+        // A journal whose file has changed goes on saying what it was to replace.
+        if !self.file.is_unchanged_at(&self.file.path) {
+            return Err(NotSaved { cause: None, journal });
+        }
         let journal = journal.filter(|journal| journal.write(document, self).is_ok());
         let saved = self.put_in_place(document, journal.as_ref());
         saved.map_err(|cause| NotSaved { cause, journal })
@@ -2382,8 +2414,7 @@ impl<'a> Save<'a> {
             return Ok(if synced { "saved" } else { unsynced });
         }
         if let Some(journal) = journal {
-            // What is replaced stands behind the document: see [`Journal::read`].
-            let _ = journal.write(&[document, &file.bytes].concat(), self);
+            let _ = journal.write(&[document, &self.replaced()].concat(), self);
         }
         if !file.is_unchanged_at(&file.path) {
             return Err(None);
@@ -2462,7 +2493,8 @@ fn lock_held() -> Error {
 /// one is being written over the other.
 fn is_mixture(text: &[u8], one: &[u8], other: &[u8]) -> bool {
     let at = |text: &[u8], place: usize| text.get(place).copied().unwrap_or(b' ');
-    text.iter().enumerate().all(|(i, byte)| *byte == at(one, i) || *byte == at(other, i))
+    !text.is_empty()
+        && text.iter().enumerate().all(|(i, byte)| *byte == at(one, i) || *byte == at(other, i))
 }
 
 /// A text less the blanks and NULs at its end. Some file systems leave NULs where the power fails.

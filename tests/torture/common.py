@@ -155,14 +155,14 @@ def rescued_files(*folders):
     return [path for folder in folders for path in folder.glob("sf-refresh-rescued-*")]
 
 
-def run(command, **options):
-    """Runs a command to its end; its status is None where it hangs."""
+def run(command, input=b"", **options):
+    """Runs a command to its end, with this on its stdin; its status is None where it hangs."""
     command = [str(word) for word in command]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    streams = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
     options = {"env": {"PATH": os.environ["PATH"]}, **streams, **options}
     process = subprocess.Popen(command, start_new_session=True, **options)
     try:
-        output, errors = process.communicate(timeout=WATCHDOG)
+        output, errors = process.communicate(input, timeout=WATCHDOG)
         status = process.returncode
     except subprocess.TimeoutExpired:
         # strace would leave behind what it watches.
