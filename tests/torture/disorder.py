@@ -510,6 +510,13 @@ class Judge:
             write.begin <= end and (write.changed if is_exchange else write.end) >= begin
             for name in runs or self.changes for begin, end, is_exchange in self.changes[name])
 
+    def lost_its_file(self, run):
+        """Whether the file's name went to another file while this run, which was killed before it
+        could look again, wrote over the text."""
+        return any(not write.in_place and write.begin <= end and write.end >= begin
+                   for begin, end, is_exchange in self.changes[run.name] if not is_exchange
+                   for write in self.case.writes)
+
     def judge_replay(self, post):
         first = self.granted[post.token]
         by_run, first_run = self.runs.get(post.who), self.runs.get(first.who)
@@ -579,6 +586,8 @@ class Judge:
         elif run.status == -signal.SIGKILL and not run.trace.wrote(family.live):
             self.count("lost by SIGKILL in the wait")
         elif any(self.is_in_moment(write, [run.name]) for write in self.case.writes):
+            self.count("lost in the moment")
+        elif run.status == -signal.SIGKILL and self.lost_its_file(run):
             self.count("lost in the moment")
         else:
             self.count("lost", f"{short(family.live)}, which {run.name} got, is nowhere")

@@ -199,8 +199,10 @@ class Figures:
         stage.endpoint.before = stage.endpoint.after = stage.endpoint.halfway = lambda post: None
         printed = parse(stage.result.stdout)
         text = stage.result.stdout if printed else stage.old[0]
-        options = {} if stage.form.files else {"input": text}
-        result = run(stage.command(stage.endpoint.url), **stage.options(), **options)
+        given = stage.folder / "stdin"
+        given.write_bytes(b"" if stage.form.files else text)
+        with given.open("rb") as stdin:
+            result = run(stage.command(stage.endpoint.url), stdin=stdin, **stage.options())
         wrong = []
         if result.returncode != 0:
             wrong.append(f"next run: status {result.returncode}: {result.stderr!r}")
