@@ -2101,7 +2101,7 @@ impl TokenFile {
         if now >= length {
             return Ok(());
         }
-        fill(&self.handle, now, length)?;
+        self.handle.write_all_at(&blanks(length - now), now)?;
         self.handle.sync_all()
     }
 }
@@ -2147,11 +2147,11 @@ impl Journal {
             if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
                 fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
             }
-            if save.can_rename && made.mode() != wanted.mode() {
+            // With a folder's default list the mode would open it to those in the list.
+            if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            fill(file, 0, room)?;
-            file.write_all_at(&save.replaced(), room)
+            file.write_all_at(&[blanks(room), save.replaced()].concat(), 0)
         };
         let prepared: io::Result<()> = prepare(&journal.handle);
         prepared.inspect_err(|_| journal.remove())?;
@@ -2393,7 +2393,10 @@ impl<'a> Save<'a> {
         if !self.file.is_unchanged_at(&self.file.path) {
             return Err(NotSaved { cause: None, journal });
         }
-        let journal = journal.filter(|journal| journal.write(document, self).is_ok());
+        // Only one that takes the file's name holds the document alone: see [`Journal::read`].
+        let behind = if self.can_rename { Vec::new() } else { self.replaced() };
+        let text = [document, &behind].concat();
+        let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
         let saved = self.put_in_place(document, journal.as_ref());
         saved.map_err(|cause| NotSaved { cause, journal })
     }
@@ -2405,7 +2408,7 @@ impl<'a> Save<'a> {
         journal: Option<&Journal>,
     ) -> Result<&'static str, Option<io::Error>> {
         let file = self.file;
-        if let Some(journal) = journal.filter(|_| self.can_rename)
+        if let Some(journal) = journal.filter(|j| self.can_rename && !os::has_attributes(&j.handle))
             && file.is_unchanged_at(&file.path)
             && let Ok(true) = self.rename(journal)
         {
@@ -2413,13 +2416,16 @@ impl<'a> Save<'a> {
             let unsynced = "saved, but the folder could not be synced to the disk";
             return Ok(if synced { "saved" } else { unsynced });
         }
-        if let Some(journal) = journal {
+        if let Some(journal) = journal.filter(|_| self.can_rename) {
             let _ = journal.write(&[document, &self.replaced()].concat(), self);
         }
         if !file.is_unchanged_at(&file.path) {
             return Err(None);
         }
-        file.overwrite(document)?;
+        file.overwrite(document).inspect_err(|_| {
+            // A journal that could not be synced is to be newer all the same.
+            let _ = file.modified().map(|time| file.handle.set_modified(time));
+        })?;
         if !file.is_named(&file.path) {
             return Err(None);
         }
@@ -2518,10 +2524,9 @@ fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
     if is_large { Err(file_error("read", &too_large())) } else { Ok(()) }
 }
 
-/// Fills a file with blanks between two lengths: room that is taken, and still JSON.
-fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let blanks = vec![b' '; usize::try_from(to - from).unwrap_or(RESERVE)];
-    file.write_all_at(&blanks, from)
+/// So many blanks: room that is taken, and still JSON.
+fn blanks(length: u64) -> Vec<u8> {
+    vec![b' '; usize::try_from(length).unwrap_or(RESERVE)]
 }
 
 /// Writes a document over `length` bytes of something else, in one piece, with blanks over what it
@@ -2571,7 +2576,8 @@ fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         file.is_ok_and(|file| {
             let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
-            written.and_then(|()| sync_folder(path)).is_ok()
+            let failed = |_: &io::Error| drop(fs::remove_file(path));
+            written.and_then(|()| sync_folder(path)).inspect_err(failed).is_ok()
         })
     })
 }
