@@ -2261,12 +2261,17 @@ impl Journal {
                     Ok(_) => run.step("finished an interrupted save"),
                     Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(&cause)),
                     // What changed just now is looked at anew.
-                    Err(_) => {}
+                    Err(_) if run.left().is_zero() => return Err(lock_held()),
+                    Err(_) => return Ok(()),
                 }
-                return Ok(());
             }
         }
-        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of", &e))
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(file_error("remove the journal of", &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts another in its place that holds the whole document: what is rewritten where it stands can
@@ -2275,8 +2280,8 @@ impl Journal {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
         let fresh = Self::make_at(path, save, document.len() as u64)?;
-        fresh.write(document, save)?;
-        fs::rename(&fresh.path, &self.path)?;
+        let done = fresh.write(document, save).and_then(|()| fs::rename(&fresh.path, &self.path));
+        done.inspect_err(|_| fresh.remove())?;
         Ok(Self { path: self.path.clone(), handle: fresh.handle })
     }
 

@@ -9,6 +9,7 @@
 
 need strace strace || true
 need chattr e2fsprogs || true
+need setfacl acl || true
 need unshare util-linux || true
 
 build stand_in

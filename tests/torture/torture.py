@@ -728,7 +728,7 @@ JOURNAL = "make journal; lock journal; room in journal; "
 ASKED = "request; reply; "
 KEPT = "((write journal; )+(cut journal; )?sync journal; )+"
 # The folder keeps the journal's name before the file is touched, where it is synced then.
-OVERWRITTEN = "(sync folder; )?(room in file; )?write file; sync file; "
+OVERWRITTEN = "(sync folder; )?(room in file; sync file; )?write file; sync file; "
 OVERWRITTEN += "remove journal; sync folder; stdout"
 ORDER = {
     HardLink: JOURNAL + ASKED + KEPT + OVERWRITTEN,
