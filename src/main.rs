@@ -1976,6 +1976,7 @@ impl TokenFile {
     /// Opens and locks a token file, or makes it if the options allow that, and finishes an
     /// interrupted save (a dry run does so in memory alone).
     fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
+        let mut finished = 0;
         loop {
             let mut file = Self::open(path, run.options.start().is_some())?;
             lock_within(&file.handle, run, |run| file.note_access_token(run))?;
@@ -1997,9 +1998,14 @@ impl TokenFile {
                     }
                     return Ok(file);
                 }
+                Some(_) if finished > 2 => {
+                    let hint = "remove it: the token file has what it holds";
+                    return Err(Error::new(Exit::File, "its journal cannot be removed", hint));
+                }
                 // Then it is looked at again: its name may stand for the former journal.
                 Some(journal) => journal.finish(&file, run)?,
             }
+            finished += 1;
         }
     }
 
@@ -2261,17 +2267,12 @@ impl Journal {
                     Ok(_) => run.step("finished an interrupted save"),
                     Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(&cause)),
                     // What changed just now is looked at anew.
-                    Err(_) if run.left().is_zero() => return Err(lock_held()),
-                    Err(_) => return Ok(()),
+                    Err(_) => {}
                 }
+                return Ok(());
             }
         }
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(file_error("remove the journal of", &e))
-            }
-            _ => Ok(()),
-        }
+        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of", &e))
     }
 
     /// Puts another in its place that holds the whole document: what is rewritten where it stands can
