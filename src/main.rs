@@ -2574,17 +2574,19 @@ fn too_large() -> io::Error {
 /// beside it, else here, else in the folder for such.
 fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
-    let first = std::process::id();
-    let places = folders.iter().flat_map(|folder| {
-        (first..first + 100).map(|n| folder.join(format!("sf-refresh-rescued-{n}.json")))
-    });
-    places.into_iter().find(|path| {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        file.is_ok_and(|file| {
-            let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
-            let failed = |_: &io::Error| drop(fs::remove_file(path));
-            written.and_then(|()| sync_folder(path)).inspect_err(failed).is_ok()
-        })
+    folders.into_iter().find_map(|folder| {
+        let places = (std::process::id()..).map(|n| format!("sf-refresh-rescued-{n}.json"));
+        let opened = places.map(|name| {
+            let path = folder.join(name);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            file.map(|file| (path, file))
+        });
+        let is_taken = |e: &io::Error| e.kind() == ErrorKind::AlreadyExists;
+        let (path, file) = opened.into_iter().find(|o| !o.as_ref().is_err_and(is_taken))?.ok()?;
+        let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
+        let written = written.and_then(|()| sync_folder(&path));
+        written.inspect_err(|_| drop(fs::remove_file(&path))).ok()?;
+        Some(path)
     })
 }
 

@@ -241,6 +241,11 @@ class AskedAgain(Plain):
     killed = False
     failing = staticmethod(lambda call: call.name in ANSWER)
 
+    def traced(self, *injections, **options):
+        # The endpoint has to have used the token, or the second request overtakes the first.
+        later = [i + ":delay_enter=50000" if ":error=" in i else i for i in injections]
+        return super().traced(*later, **options)
+
 
 class HardLink(Case):
     name = "hard link"
@@ -594,8 +599,9 @@ def judge_folder(case, trace):
     """Nothing is left beside the file, but the old document that an exchange left there."""
     names = [step for _, step in trace.steps if step == "exchange" or "journal" in step]
     left_old = re.search("exchange(?!; remove journal)", "; ".join(names))
-    # A run that is killed as it begins to write one leaves it empty.
+    # A run that is killed as it begins to write one leaves it behind, and so does a dead disk.
     killed = trace.calls[-1].value == "?" and trace.calls[-1].name != "exit_group"
+    killed |= any("rescued" in c.arguments and c.name == "unlink" and c.value == "-1" for c in trace.calls)
     rescued = [path for path in case.rescued() if not left_old and (contents(path) or not killed)]
     aside = {path.name for path in rescued_files(case.place)}
     left = {path.name for path in case.place.iterdir()} - aside
