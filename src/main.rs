@@ -92,14 +92,6 @@ Exit status:
   128+N  stopped by signal N with files still to do
 ";
 
-/// The endpoint if neither an option nor the token file says otherwise.
-const PRODUCTION_ENDPOINT: &str = "https://login.salesforce.com/services/oauth2/token";
-/// The endpoint of a token whose `id` is on the host [`SANDBOX_HOST`].
-const SANDBOX_ENDPOINT: &str = "https://test.salesforce.com/services/oauth2/token";
-/// The login host of sandboxes.
-const SANDBOX_HOST: &str = "test.salesforce.com";
-/// The client id of the `sf` CLI itself, if an sfdx auth URL names none.
-const PLATFORM_CLI: &str = "PlatformCLI";
 /// What `--version` prints.
 const VERSION: &str = concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n");
 /// The member of a document and the field of a form, and the grant type by default.
@@ -109,8 +101,6 @@ const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 
 /// The largest token file, secret file and reply, in bytes.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
-/// The largest file of PEM roots, in bytes; the bundles of distributions have a quarter of a MiB.
-const MAX_ROOTS: u64 = 16 * 1024 * 1024;
 /// Room that a reply may need beyond the old document, in bytes.
 const RESERVE: usize = 16 * 1024;
 /// How long one try may take to get a connection ready, if the time-out leaves more.
@@ -119,18 +109,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How often a lock that another run holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
-/// How long to wait if the server says nothing about it; doubled at each further try.
-const BACKOFF: Duration = Duration::from_secs(1);
-/// The longest text of a server that is shown, in characters.
-const MAX_SHOWN: usize = 300;
 
 /// Ends the process: with the status of the run, or with 70 after a bug.
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         // The payload may quote data: only the place is told.
         let line = panic.location().map_or(0, |place| place.line());
-        let _ =
-            writeln!(io::stderr(), "sf-refresh: internal error at line {line}: please report it");
+        say(None, &format!("internal error at line {line}: please report it"));
         std::process::exit(70);
     }));
     match run(lexopt::Parser::from_env()) {
@@ -152,10 +137,19 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     let mut status = None;
     for path in &options.files {
         obey_stop()?;
-        let mut run = Run::new(&options, &client, path);
+        let mut run = Run {
+            options: &options,
+            client: &client,
+            path,
+            deadline: Instant::now() + options.timeout,
+            retries: options.retry,
+            backoff: Duration::from_secs(1),
+            first_access_token: None,
+            answer_lost: false,
+            uses_seed: false,
+        };
         let is_filter = path.as_os_str() == "-";
-        let done = if is_filter { filter(&mut run) } else { refresh(&mut run) };
-        match done {
+        match if is_filter { filter(&mut run) } else { refresh(&mut run) } {
             Err(error) if error.exit == Exit::Stopped => return Err(error),
             Err(error) => status = status.or(Some(error.report(Some(path)))),
             Ok(()) => {}
@@ -185,7 +179,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         }
         let mut save = Save::new(&file, token.to_json().len());
         match post(run, &request, Some(&mut save)) {
-            Reply::Granted(grant) => return keep(run, token, grant, save),
+            Reply::Granted(status, members) => return keep(run, token, (status, members), save),
             Reply::Failed(error) if error.exit == Exit::Refused && run.has_other(&file, &token) => {
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
@@ -198,8 +192,8 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
 }
 
 /// Saves what was granted, and prints the result.
-fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(), Error> {
-    let Grant { status, members } = grant;
+fn keep(run: &Run, mut token: Token, grant: (u16, Members), mut save: Save) -> Result<(), Error> {
+    let (status, members) = grant;
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
@@ -209,17 +203,12 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
     };
     // A stop that comes from here on need not wait for whoever reads stdout.
     os::release_stops();
-    run.step(&format!(
-        "HTTP {status}, the refresh token {}",
-        if rotated { "rotated" } else { "stays" }
-    ));
+    let fate = if rotated { "rotated" } else { "stays" };
+    run.step(&format!("HTTP {status}, the refresh token {fate}"));
     if !is_usable {
         let message = "the reply has no access_token that can be used; its refresh token is saved";
-        return Err(Error::new(
-            Exit::Setup,
-            message,
-            "check --endpoint, --data and the app's scopes",
-        ));
+        let hint = "check --endpoint, --data and the app's scopes";
+        return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
     print_token(run.options.output, &token)
@@ -245,8 +234,8 @@ fn filter(run: &mut Run) -> Result<(), Error> {
     })?;
     loop {
         match post(run, &request, None) {
-            Reply::Granted(grant) => {
-                token.merge(grant.members, SystemTime::now());
+            Reply::Granted(_, members) => {
+                token.merge(members, SystemTime::now());
                 let document = token.to_json();
                 if let Err(e) = print(&document) {
                     let cause = Some(io::Error::other(cannot_print(&e)));
@@ -309,16 +298,10 @@ impl Error {
     }
 }
 
-/// A grant as it came in: the HTTP status, and the members of the reply (RFC 6749 §5.1), among them an
-/// access token, a refresh token or both.
-struct Grant {
-    status: u16,
-    members: Members,
-}
-
 /// What came of a request.
 enum Reply {
-    Granted(Grant),
+    /// HTTP status and members of a grant (RFC 6749 §5.1): access token, refresh token or both.
+    Granted(u16, Members),
     /// Nothing was sent, for somebody else was at the file: look at it again.
     Changed(Error),
     /// Nothing was processed: try again, after so long if the server asked for a wait.
@@ -350,7 +333,7 @@ struct Run<'a> {
     deadline: Instant,
     /// How many more tries it has.
     retries: u32,
-    /// The wait before the next try, if the server does not ask for one.
+    /// The wait before the next try, if the server does not ask for one; doubled each time.
     backoff: Duration,
     /// The access token of the first look at it: once it is another, somebody has renewed it.
     first_access_token: Option<String>,
@@ -360,21 +343,7 @@ struct Run<'a> {
     uses_seed: bool,
 }
 
-impl<'a> Run<'a> {
-    fn new(options: &'a Options, client: &'a Client, path: &'a Path) -> Self {
-        Self {
-            options,
-            client,
-            path,
-            deadline: Instant::now() + options.timeout,
-            retries: options.retry,
-            backoff: BACKOFF,
-            first_access_token: None,
-            answer_lost: false,
-            uses_seed: false,
-        }
-    }
-
+impl Run<'_> {
     /// The time that is left, zero when it is over.
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -390,7 +359,7 @@ impl<'a> Run<'a> {
     fn choose_grant(&mut self, mut token: Token) -> Token {
         self.note(&token);
         if let (true, Some(seed)) = (self.uses_seed, self.options.seed()) {
-            token.set_refresh_token(seed);
+            token.members.insert(REFRESH_TOKEN.to_owned(), Value::from(seed.expose()));
         }
         token
     }
@@ -422,7 +391,7 @@ impl<'a> Run<'a> {
             }
             Reply::Failed(error) => return Err(self.conclude(error)),
             Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
-            Reply::Changed(_) | Reply::Granted(_) => return Ok(()),
+            Reply::Changed(_) | Reply::Granted(..) => return Ok(()),
         };
         let pause = wait.unwrap_or(self.backoff);
         if self.retries == 0 || pause >= self.left() || os::noted_stop() != 0 {
@@ -540,7 +509,7 @@ enum Output {
     Header,
     Env,
     Json,
-    None,
+    Nothing,
 }
 
 /// Parses the command line, and reads the files that it names; what is missing there comes from the
@@ -559,34 +528,25 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
         match argument {
             Short('i') | Long("client-id") => options.client_id = text(from, "--client-id")?,
             Short('s') | Long("client-secret-file") => {
-                options.client_secret = Some(read_option(&file(from)?, "--client-secret-file")?);
+                options.client_secret = Some(parsed(from, "--client-secret-file", read_option)?);
             }
             Long("basic") => options.basic = true,
             Short('g') | Long("grant-type") => options.grant_type = text(from, "--grant-type")?,
-            Short('d') | Long("data") => options.data.push(parse_field(&text(from, "--data")?)?),
+            Short('d') | Long("data") => options.data.push(parsed(from, "--data", parse_field)?),
             Short('e') | Long("endpoint") => {
-                options.endpoint = Some(parse_endpoint(&text(from, "--endpoint")?, "--endpoint")?);
+                options.endpoint = Some(parsed(from, "--endpoint", parse_endpoint)?);
             }
             Long("sfdx-url-file") => {
-                let url = read_option(&file(from)?, "--sfdx-url-file")?;
+                let url = parsed(from, "--sfdx-url-file", read_option)?;
                 options.sfdx = Some(SfdxUrl::parse(url.expose(), "--sfdx-url-file")?);
             }
-            Long("ca-cert") => options.roots = Some(read_roots(&file(from)?, "--ca-cert")?),
-            Long("timeout") => {
-                let takes = "a number of seconds above 0";
-                options.timeout = parsed(from, "--timeout", takes, parse_timeout)?;
-            }
-            Long("retry") => {
-                options.retry = parsed(from, "--retry", "a whole number", |t| t.parse().ok())?;
-            }
+            Long("ca-cert") => options.roots = Some(parsed(from, "--ca-cert", read_roots)?),
+            Long("timeout") => options.timeout = parsed(from, "--timeout", parse_timeout)?,
+            Long("retry") => options.retry = parsed(from, "--retry", parse_count)?,
             Long("if-older-than") => {
-                let takes = "an age such as 90s, 45m, 2h or 7d";
-                options.if_older_than = Some(parsed(from, "--if-older-than", takes, parse_age)?);
+                options.if_older_than = Some(parsed(from, "--if-older-than", parse_age)?);
             }
-            Short('o') | Long("output") => {
-                let takes = "token, header, env, json or none";
-                output = Some(parsed(from, "--output", takes, parse_output)?);
-            }
+            Short('o') | Long("output") => output = Some(parsed(from, "--output", parse_output)?),
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
             Short('v') | Long("verbose") => options.verbose = true,
@@ -596,33 +556,24 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    check_files(&options.files, output)?;
-    options.output = output.unwrap_or_default();
     options.complete()?;
+    options.check(output)?;
+    options.output = output.unwrap_or_default();
     Ok(Command::Refresh(Box::new(options)))
 }
 
 impl Options {
-    /// Takes from the environment and from an sfdx auth URL what the command line left open, and sees
-    /// that nothing is missing.
+    /// Takes from the environment and from an sfdx auth URL what the command line left open.
     fn complete(&mut self) -> Result<(), Error> {
-        if let (None, name) = (&self.sfdx, "SFDX_AUTH_URL") {
-            self.sfdx = variable(name)?.map(|url| SfdxUrl::parse(&url, name)).transpose()?;
-        }
-        if let (None, name) = (&self.endpoint, "SF_TOKEN_ENDPOINT") {
-            self.endpoint = variable(name)?.map(|url| parse_endpoint(&url, name)).transpose()?;
-        }
-        if let (None, Some(path)) = (&self.roots, set_variable("SSL_CERT_FILE")) {
-            self.roots = Some(read_roots(Path::new(&path), "SSL_CERT_FILE")?);
-        }
-        let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-        if let Some(name) = proxies.into_iter().find(|name| set_variable(name).is_some()) {
-            self.proxy = Some(parse_proxy(&variable(name)?.unwrap_or_default(), name)?);
+        let secret = |text: &str, _: &str| Ok(Secret(text.to_owned()));
+        fill_in(&mut self.sfdx, "SFDX_AUTH_URL", SfdxUrl::parse)?;
+        fill_in(&mut self.endpoint, "SF_TOKEN_ENDPOINT", parse_endpoint)?;
+        fill_in(&mut self.roots, "SSL_CERT_FILE", read_roots)?;
+        fill_in(&mut self.client_secret, "SF_CLIENT_SECRET", secret)?;
+        for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+            fill_in(&mut self.proxy, name, parse_proxy)?;
         }
         self.no_proxy = variable("no_proxy")?.or(variable("NO_PROXY")?).unwrap_or_default();
-        if self.client_secret.is_none() {
-            self.client_secret = variable("SF_CLIENT_SECRET")?.map(Secret);
-        }
         if self.client_id.is_empty() {
             self.client_id = variable("SF_CLIENT_ID")?.unwrap_or_default();
         }
@@ -635,16 +586,27 @@ impl Options {
             self.client_secret = self.client_secret.take().or(secret.cloned());
         }
         self.client_id = self.client_id.trim().to_owned();
-        if self.client_id.is_empty() {
-            let hint = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
-                 key in Setup, under the settings of the external client app";
-            return Err(usage("missing client id", hint));
-        }
-        if self.basic && self.client_secret.is_none() {
-            let hint = "--client-secret-file FILE or SF_CLIENT_SECRET";
-            return Err(usage("--basic needs a client secret", hint));
-        }
         Ok(())
+    }
+
+    /// Sees that nothing is missing, and that `-` stands alone, for it prints the only copy of a grant.
+    fn check(&self, output: Option<Output>) -> Result<(), Error> {
+        let filter = self.files.iter().any(|file| file.as_os_str() == "-");
+        let is_partial = output.is_some_and(|output| output != Output::Json);
+        let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
+        let only_copy = "the renewed document is the only copy of the grant: leave --output out";
+        let client_id = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
+             key in Setup, under the settings of the external client app";
+        let secret = "--client-secret-file FILE or SF_CLIENT_SECRET";
+        let lacks_secret = self.basic && self.client_secret.is_none();
+        first_problem(&[
+            (self.files.is_empty(), "missing FILE", example),
+            (filter && self.files.len() > 1, "'-' cannot be combined with other files", ""),
+            (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
+            (self.client_id.is_empty(), "missing client id", client_id),
+            (lacks_secret, "--basic needs a client secret", secret),
+        ])
+        .map_or(Ok(()), |(message, hint)| Err(usage(message, hint)))
     }
 
     /// Says what everybody on the machine can read in the process list.
@@ -671,13 +633,9 @@ impl Options {
 
     /// What a token file starts from that does not exist yet, if one may be made.
     fn start(&self) -> Option<Token> {
-        let mut token = Token { members: Members::new() };
-        match self.seed() {
-            Some(seed) => token.set_refresh_token(seed),
-            None if self.sends_refresh_token() => return None,
-            None => {}
-        }
-        Some(token)
+        let seed = self.seed().map(|seed| (REFRESH_TOKEN.to_owned(), Value::from(seed.expose())));
+        let may_start = seed.is_some() || !self.sends_refresh_token();
+        may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
@@ -687,14 +645,10 @@ impl Options {
             return Ok(endpoint.clone());
         }
         // The file may choose between these two and name no host of its own.
-        let id = token.string("id").and_then(|id| id.parse::<Uri>().ok());
-        let is_sandbox = id.is_some_and(|id| {
-            is_https(&id) && id.authority().is_some_and(|a| a.as_str() == SANDBOX_HOST)
-        });
-        parse_endpoint(
-            if is_sandbox { SANDBOX_ENDPOINT } else { PRODUCTION_ENDPOINT },
-            "--endpoint",
-        )
+        let id = format!("{}/", token.string("id").unwrap_or_default());
+        let is_sandbox = id.starts_with("https://test.salesforce.com/");
+        let host = if is_sandbox { "test" } else { "login" };
+        parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint")
     }
 
     /// The proxy for an endpoint; never for plain http, whose secrets it could read.
@@ -709,21 +663,29 @@ fn usage(message: impl Into<String>, hint: &str) -> Error {
     Error::new(Exit::Usage, message, hint)
 }
 
-/// An environment variable; an empty one counts as not set.
-fn set_variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
+/// The first row whose problem is there: what it is, and the hint.
+fn first_problem<'a>(problems: &[(bool, &'a str, &'a str)]) -> Option<(&'a str, &'a str)> {
+    problems.iter().find(|(is_there, ..)| *is_there).map(|(_, what, hint)| (*what, *hint))
 }
 
-/// A variable that has to be UTF-8, less the newline at its end.
+/// A variable that has to be UTF-8, less the newline at its end; an empty one counts as not set.
 fn variable(name: &str) -> Result<Option<String>, Error> {
-    let value = set_variable(name).map(OsString::into_string).transpose();
+    let value = std::env::var_os(name).map(OsString::into_string).transpose();
     let value = value.map_err(|_| usage(format!("{name} is not UTF-8"), ""))?;
-    Ok(value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned()))
+    let line = value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
+    Ok(line.filter(|line| !line.is_empty()))
 }
 
-/// The argument of the option just read: the name of a file.
-fn file(arguments: &mut lexopt::Parser) -> Result<PathBuf, Error> {
-    arguments.value().map(PathBuf::from).map_err(|e| bad_argument(&e))
+/// Takes from a variable what is missing still, as `parse` reads it for this origin.
+fn fill_in<T>(
+    missing: &mut Option<T>,
+    name: &str,
+    parse: impl Fn(&str, &str) -> Result<T, Error>,
+) -> Result<(), Error> {
+    if missing.is_none() {
+        *missing = variable(name)?.map(|text| parse(&text, name)).transpose()?;
+    }
+    Ok(())
 }
 
 /// The argument of the option just read, which has to be UTF-8 and not empty.
@@ -733,24 +695,21 @@ fn text(arguments: &mut lexopt::Parser, option: &str) -> Result<String, Error> {
     if text.trim().is_empty() { Err(usage(format!("{option} is empty"), "")) } else { Ok(text) }
 }
 
-/// The argument of the option just read, as `parse` understands it; the hint says what it `takes`.
+/// The argument of the option just read, as `parse` reads it for this option.
 fn parsed<T>(
     arguments: &mut lexopt::Parser,
     option: &str,
-    takes: &str,
-    parse: impl Fn(&str) -> Option<T>,
+    parse: impl Fn(&str, &str) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let text = text(arguments, option)?;
-    let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
-    parse(&text).ok_or_else(bad)
+    parse(&text(arguments, option)?, option)
 }
 
 /// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
 /// told: it may be the secret itself, given in place of a name.
-fn read_option(path: &Path, option: &str) -> Result<Secret, Error> {
+fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
     let bad = |what: &str, hint: &str| usage(format!("the file of {option} {what}"), hint);
-    let bytes = match path.to_str() {
-        Some("-") => read_limited(io::stdin().lock(), MAX_DOCUMENT),
+    let bytes = match path {
+        "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
         _ => File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT)),
     };
     let bytes = bytes.map_err(|cause| {
@@ -767,34 +726,19 @@ fn read_option(path: &Path, option: &str) -> Result<Secret, Error> {
 }
 
 /// The certificates of a PEM file, at least one.
-fn read_roots(path: &Path, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
+fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
+    // The bundles of distributions have a quarter of a MiB.
+    const LIMIT: u64 = 16 * 1024 * 1024;
     let bad = |what: &str| {
-        let message = format!("{origin}: {}: {what}", path.display());
-        usage(message, "a file of PEM certificates is needed")
+        usage(format!("{origin}: {path}: {what}"), "a file of PEM certificates is needed")
     };
-    let pem = File::open(path).and_then(|file| read_limited(file, MAX_ROOTS));
+    let pem = File::open(path).and_then(|file| read_limited(file, LIMIT));
     let pem = pem.map_err(|cause| bad(&describe(&cause)))?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&pem).collect();
-    let is_certificate =
-        |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
-    let items = items.map_err(|_| bad("is not PEM"))?;
-    let roots: Vec<_> = items.into_iter().filter_map(is_certificate).collect();
+    let certificate = |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
+    let items = items.map_err(|_| bad("is not PEM"))?.into_iter();
+    let roots: Vec<_> = items.filter_map(certificate).collect();
     if roots.is_empty() { Err(bad("holds no certificate")) } else { Ok(roots) }
-}
-
-/// Which files go together: `-` stands alone, and its only copy of the grant goes to stdout whole.
-fn check_files(files: &[PathBuf], output: Option<Output>) -> Result<(), Error> {
-    let filter = files.iter().any(|file| file.as_os_str() == "-");
-    let is_partial = output.is_some_and(|output| output != Output::Json);
-    let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
-    let only_copy = "the renewed document is the only copy of the grant: leave --output out";
-    let problems = [
-        (files.is_empty(), "missing FILE", example),
-        (filter && files.len() > 1, "'-' cannot be combined with other files", ""),
-        (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
-    ];
-    let wrong = problems.into_iter().find(|(is_wrong, ..)| *is_wrong);
-    wrong.map_or(Ok(()), |(_, message, hint)| Err(usage(message, hint)))
 }
 
 /// What is wrong with an argument, without its value, which may be a secret.
@@ -827,83 +771,85 @@ fn nearest_option(misspelt: &str) -> Option<&'static str> {
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
-fn parse_field(argument: &str) -> Result<FormField, Error> {
+fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
     const OURS: [&str; 4] = ["grant_type", "client_id", "client_secret", REFRESH_TOKEN];
     let Some(at) = argument.find(['=', '@']).filter(|at| *at > 0) else {
         return Err(usage("--data has no field name", "--data NAME=VALUE or --data NAME@FILE"));
     };
-    let (name, value) = argument.split_at(at);
+    let (name, value) = (&argument[..at], &argument[at + 1..]);
     if OURS.contains(&name) {
         return Err(usage(format!("--data may not set '{name}': it has an option of its own"), ""));
     }
-    let (name, on_command_line) = (name.to_owned(), value.starts_with('='));
-    let value = match &value[1..] {
-        value if on_command_line => Secret(value.to_owned()),
-        file => read_option(Path::new(file), "--data")?,
-    };
-    Ok(FormField { name, value, on_command_line })
+    let on_command_line = argument[at..].starts_with('=');
+    let value =
+        if on_command_line { Secret(value.to_owned()) } else { read_option(value, option)? };
+    Ok(FormField { name: name.to_owned(), value, on_command_line })
+}
+
+/// An option's value, if there is one; else the error that tells what it takes.
+fn checked<T>(value: Option<T>, text: &str, option: &str, takes: &str) -> Result<T, Error> {
+    let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
+    value.ok_or_else(bad)
+}
+
+/// A whole number.
+fn parse_count(text: &str, option: &str) -> Result<u32, Error> {
+    checked(text.parse().ok(), text, option, "a whole number")
 }
 
 /// A time-out in seconds, with decimals if need be.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let parsed = Duration::try_from_secs_f64(text.parse().ok()?).ok()?;
+fn parse_timeout(text: &str, option: &str) -> Result<Duration, Error> {
+    let parsed = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     // A year is longer than any run, and small enough to be added to any clock.
-    Some(parsed).filter(|d| !d.is_zero() && *d <= Duration::from_secs(366 * 86_400))
+    let limit = Duration::from_secs(366 * 86_400);
+    let timeout = parsed.filter(|timeout| !timeout.is_zero() && *timeout <= limit);
+    checked(timeout, text, option, "a number of seconds above 0")
 }
 
 /// An age: a whole number and its unit.
-fn parse_age(text: &str) -> Option<Duration> {
-    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let find = |(unit, seconds)| Some((text.strip_suffix(unit)?, seconds));
-    let (number, seconds) = UNITS.into_iter().find_map(find)?;
-    let number = Some(number).filter(|number| number.bytes().all(|b| b.is_ascii_digit()))?;
-    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
+    const UNITS: [(char, u32); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let in_unit = |(unit, length)| seconds(text.strip_suffix(unit)?)?.checked_mul(length);
+    checked(UNITS.into_iter().find_map(in_unit), text, option, "an age such as 90s, 45m, 2h or 7d")
 }
 
 /// The name of an output format.
-fn parse_output(text: &str) -> Option<Output> {
-    match text {
-        "token" => Some(Output::Token),
-        "header" => Some(Output::Header),
-        "env" => Some(Output::Env),
-        "json" => Some(Output::Json),
-        "none" => Some(Output::None),
-        _ => None,
-    }
+fn parse_output(text: &str, option: &str) -> Result<Output, Error> {
+    use Output::{Env, Header, Json, Nothing, Token};
+    let names =
+        [("token", Token), ("header", Header), ("env", Env), ("json", Json), ("none", Nothing)];
+    let named = names.into_iter().find(|(name, _)| *name == text).map(|(_, output)| output);
+    checked(named, text, option, "token, header, env, json or none")
 }
 
 /// A token endpoint: `https`, or `http` on a loopback address. It is checked before ureq sees it,
 /// which would send user info and take another port for a bad one in silence. A host of Salesforce
 /// may stand without the path.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
-    let bad = |what: &str, hint: &str| usage(format!("{origin}: {what}"), hint);
+    const MY_DOMAIN: &str = ".my.salesforce.com";
+    const PAGES: [&str; 2] = [".lightning.force.com", ".my.salesforce-setup.com"];
+    let bad = |(what, hint): (&str, &str)| usage(format!("{origin}: {what}"), hint);
     let example = "https://MyDomain.my.salesforce.com/services/oauth2/token";
-    let uri = url.parse::<Uri>().map_err(|_| bad("not a URL", example))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(bad("not a whole URL", example));
-    };
-    let host = authority.host().to_ascii_lowercase();
-    let pages = [".lightning.force.com", ".my.salesforce-setup.com"];
-    let domain = pages.iter().find_map(|page| host.strip_suffix(page));
-    let at = domain.map_or(authority.to_string(), |domain| format!("{domain}.my.salesforce.com"));
-    let right = format!("https://{at}/services/oauth2/token");
-    let is_page = domain.is_some() || uri.path().ends_with("/services/oauth2/authorize");
-    let is_http = scheme == "http";
-    let is_remote = is_http && !is_loopback(&host);
-    let problems = [
-        (authority.as_str().contains('@'), "user information in the URL", "--basic sends it"),
+    let uri = url.parse::<Uri>().ok().filter(|uri| uri.scheme().is_some());
+    let uri = uri.ok_or_else(|| bad(("not a whole URL", example)))?;
+    let given = uri.authority().map_or_else(String::new, |at| at.as_str().to_ascii_lowercase());
+    let host = PAGES.iter().fold(given.clone(), |host, page| host.replace(page, MY_DOMAIN));
+    let right = format!("https://{host}/services/oauth2/token");
+    let is_page = host != given || uri.path().ends_with("/services/oauth2/authorize");
+    let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
+    let wrong = first_problem(&[
+        (given.contains('@'), "user information in the URL", "--basic sends it"),
         (!has_valid_authority(&uri), "no valid host and port", example),
         (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
-        (is_remote, "plain http is for loopback addresses alone", "use https"),
-        (!is_http && !is_https(&uri), "not an https URL", example),
+        (!is_https(&uri) && !is_here, "not https; plain http is for loopback alone", example),
         (is_page, "that is a page of the browser's, not the token endpoint", &right),
-    ];
-    if let Some((_, what, hint)) = problems.into_iter().find(|(is_wrong, ..)| *is_wrong) {
-        return Err(bad(what, hint));
+    ]);
+    if let Some(problem) = wrong {
+        return Err(bad(problem));
     }
-    let is_salesforce = ["login.salesforce.com", SANDBOX_HOST].contains(&host.as_str())
-        || host.ends_with(".my.salesforce.com");
-    let lacks_path = is_salesforce && uri.path() == "/" && uri.query().is_none();
+    let is_login = ["login.salesforce.com", "test.salesforce.com"].contains(&&*host);
+    let is_bare = uri.path() == "/" && uri.query().is_none();
+    let lacks_path = is_bare && (is_login || host.ends_with(MY_DOMAIN));
     Ok(if lacks_path { right.parse().unwrap_or(uri) } else { uri })
 }
 
@@ -914,10 +860,8 @@ fn is_https(uri: &Uri) -> bool {
 
 /// The URL without its query, which may hold a secret.
 fn shown(uri: &Uri) -> String {
-    let scheme = uri.scheme_str().unwrap_or_default();
-    let authority = uri.authority().map_or("", |a| a.as_str());
-    let query = if uri.query().is_some() { "?***" } else { "" };
-    format!("{scheme}://{authority}{}{query}", uri.path())
+    let url = uri.to_string();
+    url.split_once('?').map_or_else(|| url.clone(), |(start, _)| format!("{start}?***"))
 }
 
 /// Whether the host is a DNS name in ASCII or an address, and the port is none or from 1 to 65535.
@@ -925,12 +869,9 @@ fn has_valid_authority(uri: &Uri) -> bool {
     let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else { return false };
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let is_host = !host.is_empty() && host.bytes().all(is_name) || address(host).is_some();
-    let port = authority.as_str().rsplit('@').next().and_then(|server| server.strip_prefix(host));
-    let is_port = |text: &str| {
-        let digits = text.strip_prefix(':').filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
-        text.is_empty() || digits.is_some_and(|t| t.parse::<u16>().is_ok_and(|port| port > 0))
-    };
-    is_host && port.is_some_and(is_port)
+    let port = uri.port_u16().map_or_else(String::new, |port| format!(":{port}"));
+    let server = authority.as_str().rsplit('@').next();
+    is_host && port != ":0" && server.is_some_and(|server| server == format!("{host}{port}"))
 }
 
 /// Whether a host is a loopback address, or the name that stands for one (RFC 6761 §6.3).
@@ -953,8 +894,7 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     let default_port = match scheme.as_str() {
         "http" => ":1080",
         "https" => ":443",
-        socks if socks.starts_with("socks") => return Err(bad("SOCKS proxies are not supported")),
-        _ => return Err(bad("not a proxy that sf-refresh can use")),
+        _ => return Err(bad("not an http or https proxy")),
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let uri = format!("http://{authority}").parse::<Uri>().ok().filter(has_valid_authority);
@@ -968,20 +908,16 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
 fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let ip = address(&host);
-    let names_host = |entry: &str| {
-        let name = entry.trim_matches('.').to_ascii_lowercase();
-        let parent = host.strip_suffix(name.as_str());
-        !name.is_empty() && parent.is_some_and(|p| p.is_empty() || p.ends_with('.'))
+    let names_host = |entry: &str| match ip {
+        Some(ip) => address(entry) == Some(ip),
+        None => {
+            let name = entry.trim_matches('.').to_ascii_lowercase();
+            let parent = host.strip_suffix(name.as_str()).filter(|_| !name.is_empty());
+            parent.is_some_and(|parent| parent.is_empty() || parent.ends_with('.'))
+        }
     };
-    no_proxy.trim() == "*"
-        || no_proxy.split([',', ' ', '\t']).any(|entry| match ip {
-            Some(ip) => address(entry) == Some(ip),
-            None => names_host(entry),
-        })
+    no_proxy.trim() == "*" || no_proxy.split([',', ' ', '\t']).any(names_host)
 }
-
-/// Said of a text that holds no sfdx auth URL.
-const NO_SFDX_URL: &str = "not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST";
 
 /// What `sf` calls an sfdx auth URL: a login in one line.
 struct SfdxUrl {
@@ -995,31 +931,28 @@ impl SfdxUrl {
     /// `force://[ID:SECRET:]REFRESH@HOST` in whatever text holds it: JSON or a table of `sf`, coloured
     /// or not. It is not shown in errors.
     fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let bad = |what: &str| {
-            let hint = "sf org auth show-sfdx-auth-url --target-org ALIAS --json prints one";
-            usage(format!("{origin}: {what}"), hint)
-        };
+        let hint = "sf org auth show-sfdx-auth-url --target-org ALIAS --json prints one";
+        let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
+        let no_url = || bad("not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST");
         let Some((_, rest)) = text.split_once("force://") else {
-            let hidden = text.contains("[REDACTED]");
-            return Err(bad(if hidden { "sf has hidden the URL here" } else { NO_SFDX_URL }));
+            let is_hidden = text.contains("[REDACTED]");
+            return Err(if is_hidden { bad("sf has hidden the URL here") } else { no_url() });
         };
-        let is_end = |c: char| c.is_whitespace() || c.is_control() || "\"'│|,<>\\".contains(c);
-        let url = rest.split(is_end).next().unwrap_or_default();
         // A table in a narrow terminal goes on in a row without a first cell.
         let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
         if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
             return Err(bad("the table has cut the URL into rows"));
         }
-        let (grant, host) = url.rsplit_once('@').ok_or_else(|| bad(NO_SFDX_URL))?;
+        let is_end = |c: char| !c.is_ascii_graphic() || "\"'|,<>\\".contains(c);
+        let url = rest.split(is_end).next().unwrap_or_default();
+        let (grant, host) = url.rsplit_once('@').ok_or_else(no_url)?;
         let (client_id, client_secret, refresh_token) = match grant.split(':').collect::<Vec<_>>()[..]
         {
-            [refresh_token] | ["", refresh_token] => (PLATFORM_CLI, "", refresh_token),
+            [.., ""] => return Err(no_url()),
+            [refresh_token] | ["", refresh_token] => ("PlatformCLI", "", refresh_token),
             [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
-            _ => return Err(bad(NO_SFDX_URL)),
+            _ => return Err(no_url()),
         };
-        if check_token(refresh_token).is_err() {
-            return Err(bad(NO_SFDX_URL));
-        }
         let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
         Ok(Self {
             client_id: client_id.to_owned(),
@@ -1038,65 +971,52 @@ struct Token {
 }
 
 impl Token {
-    /// Reads a token document; one that is empty is where the options say to start. Errors: file.
+    /// Reads a token document; one that is empty is where the options say to start. Its refresh token is
+    /// held to RFC 6749 appendix A.17 if it is sent. Errors: file.
     fn parse(bytes: &[u8], options: &Options) -> Result<Self, Error> {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
+        let restore = "restore the file, or log in again";
+        let needed = "the file has to hold the token reply: a JSON object with refresh_token";
         let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         if text.trim_ascii().is_empty() {
-            return options
-                .start()
-                .map_or_else(|| bad("is empty", "restore it, or log in again"), Ok);
+            return options.start().map_or_else(|| bad("is empty", restore), Ok);
         }
         if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
             return bad("is UTF-16, not UTF-8", "save it as UTF-8; PowerShell's > writes UTF-16");
         }
         let members = match serde_json::from_slice(text) {
             Ok(Value::Object(members)) => members,
-            Ok(other) => {
-                let message = format!("is no token file: it holds {}", kind_of(&other));
-                return bad(&message, "a JSON object with refresh_token is needed");
-            }
-            Err(cause) => {
-                let hint = "the file has to hold the token reply as JSON";
-                return bad(&format!("is not JSON: {cause}"), hint);
-            }
+            Ok(other) => return bad(&format!("holds {}, no token", kind_of(&other)), needed),
+            Err(cause) => return bad(&format!("is not JSON: {cause}"), needed),
         };
-        if options.sends_refresh_token() { Self::check(members) } else { Ok(Self { members }) }
-    }
-
-    /// Holds `refresh_token` to RFC 6749 appendix A.17.
-    fn check(members: Members) -> Result<Self, Error> {
         let wrong = match members.get(REFRESH_TOKEN) {
-            None => return Err(Self::lacks_refresh_token(&members)),
+            _ if !options.sends_refresh_token() => None,
+            None => return bad("has no refresh_token", &Self::what_to_do(&members)),
             Some(Value::String(token)) => check_token(token).err(),
             Some(other) => Some(kind_of(other)),
         };
-        wrong.map_or(Ok(Self { members }), |what| {
-            let message = format!("has a refresh_token that is {what}");
-            Err(Error::new(Exit::File, message, "restore the file, or log in again"))
-        })
+        let refused = |what| bad(&format!("has a refresh_token that is {what}"), restore);
+        wrong.map_or(Ok(Self { members }), refused)
     }
 
     /// What to do about a document without a refresh token, by what it looks like.
-    fn lacks_refresh_token(members: &Members) -> Error {
-        let has = |name: &str| members.contains_key(name);
-        let nested = members.iter().find(|(_, value)| value.get(REFRESH_TOKEN).is_some());
-        let (message, hint) = if let Some((name, _)) = nested {
-            let hint = format!("move what is in '{name}' to the top level of the file");
-            (format!("has its refresh_token inside of '{name}'"), hint)
-        } else if ["sfdxAuthUrl", "result", "orgId", "username"].into_iter().any(has) {
-            let hint = "this looks like sf's: sf org auth show-sfdx-auth-url --json gives what \
-                 --sfdx-url-file reads";
-            ("has no refresh_token".to_owned(), hint.to_owned())
-        } else if has("refreshToken") || has("accessToken") {
-            let hint = "use the names of OAuth2: access_token and refresh_token";
-            ("has no refresh_token, but names in camelCase".to_owned(), hint.to_owned())
+    fn what_to_do(members: &Members) -> String {
+        let has = |names: &[&str]| names.iter().any(|name| members.contains_key(*name));
+        if let Some((name, _)) = members.iter().find(|(_, it)| it.get(REFRESH_TOKEN).is_some()) {
+            return format!(
+                "it is in '{name}': move what is in there to the top level of the file"
+            );
+        }
+        let hint = if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
+            "this looks like sf's: sf org auth show-sfdx-auth-url --json gives what \
+             --sfdx-url-file reads"
+        } else if has(&["refreshToken", "accessToken"]) {
+            "use the names of OAuth2: access_token and refresh_token"
         } else {
-            let hint = "ask for the scope refresh_token (or offline_access) when you log in; a login \
-                 by JWT gives none, and is done again: --grant-type";
-            ("has no refresh_token".to_owned(), hint.to_owned())
+            "ask for the scope refresh_token (or offline_access) when you log in; a login by JWT \
+             gives none, and is done again: --grant-type"
         };
-        Error::new(Exit::File, message, hint)
+        hint.to_owned()
     }
 
     /// A member that is a string.
@@ -1114,11 +1034,6 @@ impl Token {
         self.string(REFRESH_TOKEN).unwrap_or_default()
     }
 
-    /// Puts another refresh token in the place of the old one.
-    fn set_refresh_token(&mut self, token: &Secret) {
-        self.members.insert(REFRESH_TOKEN.to_owned(), Value::from(token.expose()));
-    }
-
     /// `issued_at`, in milliseconds since 1970, as Salesforce writes it: a string or a number.
     fn issued_at(&self) -> Option<SystemTime> {
         let millis = whole_number(self.members.get("issued_at")?)?;
@@ -1129,21 +1044,19 @@ impl Token {
     /// if the reply has none that can be used (RFC 6749 §6). Gives whether the refresh token changed.
     fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
         let before = self.refresh_token().to_owned();
-        let mut times = vec![("issued_at", millis_since_1970(now))];
-        if let Some(seconds) = reply.get("expires_in").and_then(whole_number) {
-            let expiry = millis_since_1970(now).saturating_add(seconds.saturating_mul(1000));
-            times.extend(["expires_at", "expiry", "expiry_date"].map(|name| (name, expiry)));
-        }
+        let issued = millis_since_1970(now);
+        let lifetime = reply.get("expires_in").and_then(whole_number);
+        let expiry = lifetime.map(|seconds| issued.saturating_add(seconds.saturating_mul(1000)));
         // What the reply does not replace would tell of the token before.
-        times.retain(|(name, _)| !reply.contains_key(*name));
+        let expiries = ["expires_at", "expiry", "expiry_date"].map(|name| (name, expiry));
+        for (name, millis) in expiries.into_iter().chain([("issued_at", Some(issued))]) {
+            if let (Some(value), Some(millis)) = (self.members.get_mut(name), millis) {
+                *value = time_like(value, name, millis);
+            }
+        }
         for (name, value) in reply {
             if !TOKENS[..2].contains(&name.as_str()) || is_token(&value) {
                 self.members.insert(name, value);
-            }
-        }
-        for (name, millis) in times {
-            if let Some(value) = self.members.get_mut(name) {
-                *value = time_like(value, name, millis);
             }
         }
         before != self.refresh_token()
@@ -1160,17 +1073,17 @@ impl Token {
     /// What stdout gets: the token alone, a header, shell assignments or the document.
     fn render(&self, output: Output) -> Vec<u8> {
         let access_token = self.access_token().unwrap_or_default();
+        let url = self.string("instance_url").unwrap_or_default();
         let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
         match output {
             Output::Token => format!("{access_token}\n").into_bytes(),
             Output::Header => format!("Authorization: Bearer {access_token}\n").into_bytes(),
             Output::Env => {
-                let url = quoted(self.string("instance_url").unwrap_or_default());
-                let token = quoted(access_token);
+                let (token, url) = (quoted(access_token), quoted(url));
                 format!("SF_ACCESS_TOKEN={token}\nSF_ORG_INSTANCE_URL={url}\n").into_bytes()
             }
             Output::Json => self.to_json(),
-            Output::None => Vec::new(),
+            Output::Nothing => Vec::new(),
         }
     }
 }
@@ -1252,19 +1165,15 @@ fn kind_of(value: &Value) -> &'static str {
 
 // ---- Reply: what a status and a body mean; tables first. Pure: no I/O, no clock. ----
 
-/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its code (empty: any), a part of its
+/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its codes (none: any), a part of its
 /// description, the exit status, a hint. The first row that fits counts; any other is the set-up.
 #[rustfmt::skip]
-const OAUTH_ERRORS: [(&str, &str, Exit, &str); 16] = [
+const OAUTH_ERRORS: [(&str, &str, Exit, &str); 12] = [
     ("", "ip restricted", Exit::Setup, "a login does not help: have this machine's address allowed, in the app or the user's profile"),
     ("invalid_grant", "token request is already being processed", Exit::Temporary, LATER),
-    ("invalid_grant", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("inactive_user", "", Exit::Refused, "the user is frozen or inactive: have it activated, log in again"),
-    ("inactive_org", "", Exit::Refused, "the org is locked or suspended: have it activated, log in again"),
-    ("rate_limit_exceeded", "", Exit::Temporary, LATER),
-    ("temporarily_unavailable", "", Exit::Temporary, LATER),
-    ("server_error", "", Exit::Temporary, LATER),
+    ("invalid_grant access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
+    ("inactive_user inactive_org", "", Exit::Refused, "frozen, locked or inactive: have it activated, log in again"),
+    ("rate_limit_exceeded temporarily_unavailable server_error", "", Exit::Temporary, LATER),
     ("invalid_client_id", "", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
     ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
     ("unauthorized_client", "", Exit::Setup, "allow the app this grant type, and the user the app"),
@@ -1294,10 +1203,12 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let success = matches!(status, 200..=299);
     let json = match json.map(|(json, _)| json) {
         Some(Value::Object(members)) if success && is_grant(&members, request) => {
-            return Reply::Granted(Grant { status, members });
+            return Reply::Granted(status, members);
         }
         json => json,
     };
+    let is_cut_short = text.trim_start().starts_with('{')
+        && serde_json::from_str::<Value>(&text).is_err_and(|e| e.is_eof());
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
@@ -1313,9 +1224,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
             if is_lost { Reply::Lost(error, wait) } else { Reply::Later(error, wait) }
         }
         (_, Some(code), Some(said)) => refused(code, &said, wait, request),
-        _ if success && is_cut_short(body) => {
-            Reply::Lost(lost("the reply ends in the middle"), None)
-        }
+        _ if success && is_cut_short => Reply::Lost(lost("the reply ends in the middle"), None),
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
 }
@@ -1335,12 +1244,6 @@ fn is_grant(members: &Members, request: &Request) -> bool {
     has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
 }
 
-/// Whether a body is the beginning of a JSON object.
-fn is_cut_short(body: &[u8]) -> bool {
-    body.trim_ascii_start().starts_with(b"{")
-        && serde_json::from_slice::<Value>(body).is_err_and(|e| e.is_eof())
-}
-
 /// A redirect, which would take the refresh token to another place: only its host is told.
 fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
     let uri = location.and_then(|url| url.parse::<Uri>().ok());
@@ -1354,11 +1257,11 @@ fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
 /// An `error` of the server, by its code and what it `said`.
 fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) -> Reply {
     let lower = said.to_ascii_lowercase();
-    let fits = |(row, part, ..): &(&str, &str, Exit, &str)| {
-        (*row == code || row.is_empty()) && lower.contains(part)
+    let fits = |(codes, part, ..): &(&str, &str, Exit, &str)| {
+        (codes.is_empty() || codes.split(' ').any(|it| it == code)) && lower.contains(part)
     };
-    let (_, _, exit, hint) =
-        OAUTH_ERRORS.into_iter().find(fits).unwrap_or(("", "", Exit::Setup, ""));
+    let row = OAUTH_ERRORS.into_iter().find(fits);
+    let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (exit, hint));
     if exit == Exit::Temporary {
         return Reply::Later(Error::new(exit, format!("the server is busy: {said}"), hint), wait);
     }
@@ -1377,7 +1280,7 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
 /// A reply that is neither a grant nor an OAuth2 error: its status, and in words what came.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
-    let is_page = body.starts_with(b"<");
+    let (is_page, no_reply) = (body.starts_with(b"<"), "not a token reply");
     let came = match json {
         Some(Value::Object(members)) if members.contains_key("access_token") => {
             "JSON with an access_token that cannot be used"
@@ -1389,18 +1292,14 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
         None if has("access_token=") => "form-encoded text, not JSON",
         None => "something that is not JSON",
     };
-    let mut what = "not a token reply";
-    let hint = match status {
-        400 if is_page && has("SSL certificate") => {
-            what = CERTIFICATE_DEMANDED;
-            CERTIFICATE_HINT
-        }
+    let (what, hint) = match status {
+        400 if is_page && has("SSL certificate") => (CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
         400 | 401 => {
-            what = "the server refused without saying why";
-            "check client id and secret; if they are right, log in again"
+            let hint = "check client id and secret; if they are right, log in again";
+            ("the server refused without saying why", hint)
         }
-        404 => "check --endpoint: there is no token endpoint at that path",
-        _ => "check --endpoint, and that no captive portal, proxy or firewall answers instead",
+        404 => (no_reply, "check --endpoint: there is no token endpoint at that path"),
+        _ => (no_reply, "check --endpoint; a captive portal or firewall may answer instead"),
     };
     Error::new(Exit::Setup, format!("HTTP {status}: {what}, but {came}"), hint)
 }
@@ -1438,14 +1337,14 @@ impl Secrets {
         self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 
-    /// A server's text, decoded once, without control characters and secrets, at most [`MAX_SHOWN`]
+    /// A server's text, decoded once, without control characters and secrets, at most 300
     /// characters.
     fn mask(&self, text: &str) -> String {
         let hide = |text: &str| self.0.iter().fold(text.to_owned(), |t, s| t.replace(s, "***"));
         // Before as well as after: a secret may hold what looks encoded.
         let decoded = decode(&hide(text));
         let shown = hide(&decoded.chars().filter(|c| is_printable(*c)).collect::<String>());
-        match shown.char_indices().nth(MAX_SHOWN) {
+        match shown.char_indices().nth(300) {
             Some((end, _)) => format!("{}…", &shown[..end]),
             None => shown,
         }
@@ -1459,13 +1358,14 @@ fn decode(text: &str) -> String {
         ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&#x27;", "'"),
         ("&amp;", "&"),
     ];
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, tail @ ..] = rest {
-        let code = if *first == b'%' { tail.get(..2) } else { None };
-        let code = code.and_then(|code| std::str::from_utf8(code).ok());
-        let decoded = code.and_then(|code| u8::from_str_radix(code, 16).ok());
-        bytes.push(decoded.unwrap_or(*first));
-        rest = if decoded.is_some() { &tail[2..] } else { tail };
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.split_at_checked(2);
+        let code = code.and_then(|(code, rest)| Some((u8::from_str_radix(code, 16).ok()?, rest)));
+        let (byte, rest) = code.unwrap_or((b'%', part));
+        bytes.push(byte);
+        bytes.extend(rest.bytes());
     }
     let decoded = String::from_utf8_lossy(&bytes).into_owned();
     ENTITIES.iter().fold(decoded, |text, (entity, c)| text.replace(entity, c))
@@ -1654,7 +1554,7 @@ impl Exchange<'_, '_> {
         let status = head.status.as_u16();
         let reply = read_answer(status, &head.headers, &self.received, self.request);
         // A grant that is whole counts although the connection broke off after it.
-        if matches!(reply, Reply::Granted(_)) {
+        if matches!(reply, Reply::Granted(..)) {
             return reply;
         }
         self.run.step(&format!("HTTP {status}"));
