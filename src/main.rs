@@ -1395,8 +1395,8 @@ impl Request {
     fn new(options: &Options, token: &Token) -> Result<Self, Error> {
         let mut secrets = Secrets::default();
         TOKENS.iter().for_each(|name| secrets.add(token.string(name).unwrap_or_default()));
-        let refresh_token = Secret(token.refresh_token().to_owned());
-        let refresh_token = Some(refresh_token).filter(|_| options.sends_refresh_token());
+        let refresh_token = token.refresh_token().to_owned();
+        let refresh_token = options.sends_refresh_token().then_some(Secret(refresh_token));
         let mut fields = vec![("grant_type", options.grant_type.as_str(), false)];
         let mut authorization = None;
         let secret = options.client_secret.as_ref().map(Secret::expose);
@@ -1448,10 +1448,9 @@ fn form(fields: &[(&str, &str, bool)], masked: bool) -> String {
 /// `application/x-www-form-urlencoded` (RFC 6749 appendix B).
 fn form_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
-            char::from(byte).to_string()
-        }
         b' ' => "+".to_owned(),
+        b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()
@@ -1462,18 +1461,17 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut encoded = String::new();
     for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        let bits = (0..3).fold(0, |bits, i| bits << 8 | usize::from(*chunk.get(i).unwrap_or(&0)));
         for i in 0..4 {
-            let digit = ALPHABET[(bits >> (18 - 6 * i) & 0x3F) as usize];
+            let digit = ALPHABET[bits >> (18 - 6 * i) & 0x3F];
             encoded.push(if i <= chunk.len() { char::from(digit) } else { '=' });
         }
     }
     encoded
 }
 
-/// One POST, and what came of it. Before its body goes out `save` is prepared; what may be a grant is
-/// kept there as soon as it is in.
+/// One POST, and what came of it. `save` is prepared before its body goes out, and keeps the reply
+/// as soon as it is in.
 fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     run.step(&format!("POST {}", shown(&request.endpoint)));
     // Room for the reply is taken now: between a grant and its save each system call counts, and to
@@ -1491,7 +1489,7 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         // A coded reply could not be read, and its grant would be lost.
         .header("Accept-Encoding", "identity")
         .header("Content-Type", "application/x-www-form-urlencoded")
-        .header("Content-Length", exchange.unsent.len().to_string());
+        .header("Content-Length", unsent.len().to_string());
     if let Some(authorization) = &request.authorization {
         post = post.header("Authorization", authorization.expose());
     }
@@ -1505,16 +1503,17 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .timeout_global(Some(left + timeout))
         .build()
         .send(SendBody::from_reader(&mut exchange));
-    match (response, exchange.failure.take()) {
-        (_, Some(failure)) if failure.exit == Exit::Temporary => Reply::Changed(failure),
-        (_, Some(failure)) => Reply::Failed(failure),
-        (Ok(response), None) => exchange.receive(response),
-        (Err(error), None) if exchange.sent => lost_after_sending(&error),
-        (Err(e), None) => {
+    let error = match (response, exchange.failure.take()) {
+        (_, Some(failure)) if failure.exit == Exit::Temporary => return Reply::Changed(failure),
+        (_, Some(failure)) => failure,
+        (Ok(response), None) => return exchange.receive(response),
+        (Err(error), None) if exchange.sent => return lost_after_sending(&error),
+        (Err(error), None) => {
             run.tell_reached();
-            never_sent(&e, request.endpoint.host().unwrap_or_default(), proxy)
+            never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy)
         }
-    }
+    };
+    if error.exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
 }
 
 /// A request on its way, and the reply to it.
@@ -1522,19 +1521,17 @@ struct Exchange<'a, 'b> {
     run: &'a Run<'a>,
     request: &'a Request,
     save: Option<&'a mut Save<'b>>,
-    /// What is left of the request's body.
     unsent: &'a [u8],
     /// The refresh token may have reached the server.
     sent: bool,
     /// Why the save cannot work.
     failure: Option<Error>,
-    /// The reply's body, as far as it came.
     received: Vec<u8>,
 }
 
 impl Exchange<'_, '_> {
-    /// Reads a response to its end, or to where it breaks off. As soon as it may be a whole grant it is
-    /// kept: ureq's work at the end of a body would widen the window for a kill.
+    /// Reads a response to its end, or to where it breaks off. What may be a whole grant is kept at
+    /// once: ureq's work at the end of a body would widen the window for a kill.
     fn receive(mut self, response: Response<ureq::Body>) -> Reply {
         let (head, source) = response.into_parts();
         let mut reader = source.into_with_config().limit(MAX_DOCUMENT).reader();
@@ -1600,17 +1597,16 @@ fn new_agent(options: &mut Options) -> Client {
     let (sender, reached) = mpsc::channel();
     let connector =
         ().chain(ConnectProxyConnector::default())
-            .chain(InTurn { tcp: TcpConnector::default(), reached: sender })
+            .chain(InTurn { reached: sender })
             .chain(RustlsConnector::default());
     (Agent::with_parts(config, connector, NameResolver), reached)
 }
 
-/// Opens a TCP connection to the first address of a host, or of its proxy, that answers, and tells
-/// `reached` which. Each has a short patience in turn, so that a dead one does not hold up the others; those that were silent
-/// then share the time that is left. ureq's own gives the first one half of it.
+/// Connects to the first address of a host, or of its proxy, that answers, and tells `reached` which.
+/// Each has a short patience in turn, so that a dead one holds up no other; then those that were
+/// silent share the time that is left. ureq's own gives the first one half of it.
 #[derive(Debug)]
 struct InTurn {
-    tcp: TcpConnector,
     reached: mpsc::Sender<SocketAddr>,
 }
 
@@ -1622,58 +1618,47 @@ impl<In: Transport> Connector<In> for InTurn {
         details: &ConnectionDetails,
         tunnel: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
+        let tcp = TcpConnector::default();
         if tunnel.is_some() {
-            return self.tcp.connect(details, tunnel);
+            return tcp.connect(details, tunnel);
         }
-        let (mut failure, mut silent) = (ureq::Error::HostNotFound, details.addrs.to_vec());
+        let start = match details.now {
+            UreqInstant::Exact(start) => start,
+            _ => Instant::now(),
+        };
+        let mut one = ConnectionDetails {
+            addrs: details.resolver.empty(),
+            current_time: details.current_time.clone(),
+            run_connector: details.run_connector.clone(),
+            register_shutdown: details.register_shutdown.clone(),
+            ..*details
+        };
         // The only address of a host gets all the time at once.
-        let patience = if silent.len() > 1 { PATIENCE } else { Duration::MAX };
-        for patience in [patience, Duration::MAX] {
-            let addresses = mem::take(&mut silent);
-            for (tried, address) in addresses.iter().enumerate() {
-                let share =
-                    time_left(details) / u32::try_from(addresses.len() - tried).unwrap_or(1);
-                // Zero would be a second to ureq.
-                let limit = share.min(patience).max(Duration::from_millis(1));
-                match self.tcp.connect(&narrowed(details, *address, limit), None) {
-                    Err(error) => {
-                        silent.extend(matches!(error, ureq::Error::Timeout(_)).then_some(*address));
-                        failure = error;
-                    }
-                    connected => {
-                        let _ = self.reached.send(*address);
-                        return connected;
-                    }
+        let patience = if details.addrs.len() > 1 { PATIENCE } else { Duration::MAX };
+        let mut turns: Vec<_> = details.addrs.iter().map(|address| (*address, patience)).collect();
+        let (mut tried, mut failure) = (0, ureq::Error::HostNotFound);
+        while let Some((address, patience)) = turns.get(tried).copied() {
+            let left = details.timeout.after.saturating_sub(start.elapsed());
+            let share = left / u32::try_from(turns.len() - tried).unwrap_or(1);
+            // Zero would be a second to ureq.
+            one.timeout.after = share.min(patience).max(Duration::from_millis(1)).into();
+            one.addrs.truncate(0);
+            one.addrs.push(address);
+            match tcp.connect(&one, None) {
+                Err(error) => {
+                    let is_silent = matches!(error, ureq::Error::Timeout(_));
+                    let again = is_silent && patience == PATIENCE;
+                    turns.extend(again.then_some((address, Duration::MAX)));
+                    failure = error;
+                }
+                connected => {
+                    let _ = self.reached.send(address);
+                    return connected;
                 }
             }
+            tried += 1;
         }
         Err(failure)
-    }
-}
-
-/// What is left of the time for a connection.
-fn time_left(details: &ConnectionDetails) -> Duration {
-    match details.now {
-        UreqInstant::Exact(start) => details.timeout.after.saturating_sub(start.elapsed()),
-        _ => *details.timeout.after,
-    }
-}
-
-/// The same connection, to one address and within this limit.
-fn narrowed<'a>(
-    details: &ConnectionDetails<'a>,
-    address: SocketAddr,
-    limit: Duration,
-) -> ConnectionDetails<'a> {
-    let mut addrs = details.resolver.empty();
-    addrs.push(address);
-    ConnectionDetails {
-        addrs,
-        timeout: NextTimeout { after: limit.into(), ..details.timeout },
-        current_time: details.current_time.clone(),
-        run_connector: details.run_connector.clone(),
-        register_shutdown: details.register_shutdown.clone(),
-        ..*details
     }
 }
 
@@ -1689,8 +1674,7 @@ impl Resolver for NameResolver {
         config: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().unwrap_or_default();
-        let https = is_https(uri);
+        let (host, https) = (uri.host().unwrap_or_default(), is_https(uri));
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let mut found = match address(host) {
             Some(ip) => vec![SocketAddr::new(ip, port)],
@@ -1699,71 +1683,65 @@ impl Resolver for NameResolver {
         // Plain http without a proxy is meant for this machine, whatever `localhost` stands for.
         let anywhere = https || config.proxy().is_some();
         found.retain(|socket| anywhere || socket.ip().is_loopback());
+        // The two families take turns, the first one's family first (RFC 8305 §4).
+        let is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+        let (first, other): (Vec<_>, Vec<_>) = found.iter().partition(|a| a.is_ipv6() == is_v6);
+        let turns = (0..found.len()).flat_map(|i| [first.get(i), other.get(i)]);
         let mut addresses = self.empty();
-        alternating(found).into_iter().take(16).for_each(|socket| addresses.push(socket));
+        turns.flatten().take(16).for_each(|socket| addresses.push(*socket));
         if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
     }
 }
 
 /// The addresses of a name. The error is [`ureq::Error::Other`] with the resolver's own words.
 fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect);
     let (sender, receiver) = mpsc::channel();
     let name = host.to_owned();
     let answer = match thread::Builder::new().spawn(move || sender.send(resolve(&name))) {
-        Ok(_) => receiver
-            .recv_timeout(limit)
-            .map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?,
+        Ok(_) => receiver.recv_timeout(limit),
         // No thread to be had: rather without a time-out than not at all.
-        Err(_) => resolve(host),
+        Err(_) => Ok(resolve(host)),
     };
+    let answer = answer.map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?;
     answer.map_err(|cause| ureq::Error::Other(describe(&cause).into()))
 }
 
-/// The addresses with their two families taking turns, the first one's family first (RFC 8305 §4).
-fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, other): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|a| a.is_ipv6() == is_v6);
-    let longest = first.len().max(other.len());
-    let turns = (0..longest).flat_map(|i| [first.get(i), other.get(i)]);
-    turns.flatten().copied().collect()
+/// What a proxy's status to CONNECT means (0: no answer), and a hint.
+#[rustfmt::skip]
+fn proxy_refusal(status: u16) -> (Exit, &'static str, &'static str) {
+    match status {
+        0 => (Exit::Temporary, "the proxy did not answer", "check the proxy"),
+        // tinyproxy answers a wrong password with 401.
+        401 | 407 => (Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
+        501 => (Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
+        500..=999 => (Exit::Temporary, "the proxy got no connection", LATER),
+        _ => (Exit::Setup, "the proxy refused", "have the proxy allow the host, or name the host in NO_PROXY"),
+    }
 }
 
-/// What a proxy's status to CONNECT means, from one status to another (0: no answer).
-#[rustfmt::skip]
-const PROXY_REFUSALS: [(u16, u16, Exit, &str, &str); 6] = [
-    (0, 0, Exit::Temporary, "the proxy did not answer", "check the proxy"),
-    // tinyproxy answers a wrong password with 401.
-    (401, 401, Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
-    (407, 407, Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
-    (501, 501, Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
-    (500, 999, Exit::Temporary, "the proxy got no connection", LATER),
-    (1, 999, Exit::Setup, "the proxy refused", "have the proxy allow the host, or name the host in NO_PROXY"),
-];
-/// What rustls says, as a part of its text in lower case without blanks; what it means, a hint.
+/// What rustls says, as a part of its text in lower case without blanks; what it means, with `{}`
+/// for its last words; a hint, with `{year}` for this machine's. The first row that fits counts.
 #[rustfmt::skip]
 const TLS_FAILURES: [(&str, &str, &str); 12] = [
     ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
     ("notvalidyet", "certificate refused: it is not valid yet", CLOCK_HINT),
     ("notvalidforname", "certificate refused: it is for another host", ENDPOINT_HINT),
     ("causedasendentity", "certificate refused: it is a CA's own and not a server's", "--ca-cert does not help: fix the server"),
-    ("certificateexpired", "certificate refused: it has expired", CLOCK_HINT),
-    ("peercertificate:expired", "certificate refused: it has expired", CLOCK_HINT),
-    ("invalidpeercertificate", "certificate refused", ENDPOINT_HINT),
+    ("expired", "certificate refused: it has expired", CLOCK_HINT),
+    ("invalidpeercertificate", "certificate refused: {}", ENDPOINT_HINT),
     ("alert:certificaterequired", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
     ("alert:badcertificate", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
-    ("receivedfatalalert", "the server refused the TLS handshake", "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them"),
+    ("receivedfatalalert", "the server refused the TLS handshake: {}", "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them"),
     ("invalidcontenttype", "it does not speak TLS", "check the port of --endpoint"),
     ("corrupt", "it does not speak TLS", "check the port of --endpoint"),
+    ("", "TLS failed: {}", ENDPOINT_HINT),
 ];
-/// The hint if the endpoint is the likely cause.
+
+// The hints if endpoint, clock or network are the likely cause.
 const ENDPOINT_HINT: &str = "check --endpoint";
-/// The hint if the clock may be the cause.
 const CLOCK_HINT: &str = "this machine's clock says that it is {year}: is that right?";
-/// The hint if the network is the likely cause.
-const NETWORK_HINT: &str =
-    "check the network, the host's name and the proxy; or run it again later";
+const NETWORK_HINT: &str = "check network, host name and proxy, or run it again later";
 /// The hint if a name is not found. musl's resolver takes an error about IPv6 for the whole answer.
 const NAME_HINT: &str = if cfg!(target_env = "musl") {
     "check the network and the name; if others find it, the name server may refuse its IPv6 \
@@ -1773,63 +1751,48 @@ const NAME_HINT: &str = if cfg!(target_env = "musl") {
 };
 
 /// A failure before the refresh token was sent to `host`.
-fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
-    use ureq::Error as E;
+fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
+    use Exit::{Setup, Temporary};
+    use ureq::{Error as E, Timeout};
     let by_proxy = proxy.map(|proxy| format!("the proxy {}:{}", proxy.host(), proxy.port()));
     let to = by_proxy.as_ref().map_or(host.to_owned(), |proxy| format!("{host} through {proxy}"));
     // The name of the host itself is the proxy's to find.
     let name = by_proxy.as_deref().unwrap_or(host);
     let (exit, what, hint) = match error {
-        E::Other(cause) => {
-            (Exit::Temporary, format!("cannot find {name}: {cause}"), NAME_HINT.into())
+        E::Other(cause) => (Temporary, format!("cannot find {name}: {cause}"), NAME_HINT),
+        E::HostNotFound => (Temporary, format!("cannot find {name}"), NAME_HINT),
+        E::Timeout(Timeout::Resolve) => {
+            (Temporary, format!("no answer from the name server about {name}"), NETWORK_HINT)
         }
-        E::HostNotFound => (Exit::Temporary, format!("cannot find {name}"), NAME_HINT.into()),
-        E::Timeout(ureq::Timeout::Resolve) => {
-            let what = format!("no answer from the name server about {name}");
-            (Exit::Temporary, what, NETWORK_HINT.into())
-        }
-        E::Timeout(_) => {
-            (Exit::Temporary, format!("no connection to {to} in time"), NETWORK_HINT.into())
-        }
+        E::Timeout(_) => (Temporary, format!("no connection to {to} in time"), NETWORK_HINT),
         // ureq gives it as `proxy server responded 407/407`.
         E::ConnectProxyFailed(reason) => {
             let status = reason.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
-            let fits = |row: &(u16, u16, Exit, &str, &str)| (row.0..=row.1).contains(&status);
-            let known = PROXY_REFUSALS.into_iter().find(fits).unwrap_or(PROXY_REFUSALS[0]);
-            (known.2, format!("{to}: {}: HTTP {status}", known.3), known.4.to_owned())
+            let (exit, what, hint) = proxy_refusal(status);
+            (exit, format!("{to}: {what}: HTTP {status}"), hint)
         }
         E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) => (Exit::Setup, format!("{to}: {what}"), hint),
+            Some((what, hint)) => (Setup, format!("{to}: {what}"), hint),
             None => {
-                let what = format!("cannot connect to {to}: {}", describe(cause));
-                (Exit::Temporary, what, NETWORK_HINT.into())
+                (Temporary, format!("cannot connect to {to}: {}", describe(cause)), NETWORK_HINT)
             }
         },
-        E::Protocol(_) => {
-            (Exit::Setup, format!("{to}: the proxy does not speak HTTP"), "check the proxy".into())
-        }
-        _ => (Exit::Setup, format!("cannot use {to} as an endpoint"), ENDPOINT_HINT.into()),
+        E::Protocol(_) => (Setup, format!("{to}: the proxy speaks no HTTP"), "check the proxy"),
+        _ => (Setup, format!("cannot use {to} as an endpoint"), ENDPOINT_HINT),
     };
-    let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
-    if exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
-}
-
-/// What a failure of TLS means, with a hint; ureq passes it on as an I/O error, told by its text.
-/// Nothing if the network cut the handshake short.
-fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
-    let text = cause.to_string();
-    let plain = text.to_ascii_lowercase().replace(' ', "");
-    let known = TLS_FAILURES.into_iter().find(|(part, ..)| plain.contains(part));
-    let (part, what, hint) = match known {
-        Some(known) => known,
-        None if cause.kind() == ErrorKind::InvalidData => ("invalid", "TLS failed", ENDPOINT_HINT),
-        None => return None,
-    };
-    let is_general = part.contains("invalidpeer") || part.contains("received") || part == "invalid";
-    let detail = text.rsplit(": ").next().filter(|_| is_general);
     let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
     let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
-    Some((detail.map_or(what.to_owned(), |detail| format!("{what}: {detail}")), hint))
+    Error::new(exit, format!("{what}; nothing was sent"), hint)
+}
+
+/// What a failure of TLS means, and a hint; ureq passes it on as an I/O error, told by its text.
+/// Nothing if the network cut the handshake short.
+fn tls_failure(cause: &io::Error) -> Option<(String, &'static str)> {
+    let text = cause.to_string();
+    let plain = text.to_ascii_lowercase().replace(' ', "");
+    let mut rows = TLS_FAILURES.into_iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
+    let (_, what, hint) = rows.find(|(part, ..)| plain.contains(part))?;
+    Some((what.replace("{}", text.rsplit(": ").next().unwrap_or_default()), hint))
 }
 
 /// A failure after the refresh token was sent.
@@ -1841,7 +1804,7 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
         E::Timeout(_) => Reply::Failed(lost("no answer in time")),
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
         E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, &hint),
+            Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, hint),
             _ => Reply::Lost(lost(&format!("the connection broke off: {}", describe(cause))), None),
         },
         E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
