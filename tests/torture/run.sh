@@ -3,7 +3,8 @@
 #
 # usage: run.sh [--quick]
 #
-# SF_REFRESH and STAND_IN may name programs that are built already. Needs Python 3, and root to
+# SF_REFRESH and STAND_IN may name programs that are built already, SUITES some of the suites; SEED and
+# ROUNDS are those of disorder.py, CUTS that of power.py. Needs Python 3, and root to
 # install strace by apt-get where it is missing.
 . "$(dirname "$0")/../lib.sh"
 
@@ -31,7 +32,7 @@ else
     echo 'skipped: every system call killed and failed, disorder (no strace, or no right to use it)'
 fi
 status=0
-for suite in $suites; do
+for suite in ${SUITES:-$suites}; do
     python3 "$here/$suite.py" "$@" || status=1
 done
 exit $status
