@@ -31,7 +31,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{mem, sync::mpsc, thread};
 
-use serde_json::{Map, Number, Value};
+use lexopt::ValueExt;
+use serde_json::{Map, Value};
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -126,12 +127,10 @@ fn main() -> ExitCode {
 
 /// Does what the command line asks for; the status is that of the first file that failed.
 fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
-    let mut options = match parse(arguments)? {
-        Command::Print(text) => {
-            return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
-        }
-        Command::Refresh(options) => *options,
-    };
+    let mut options = parse(arguments)?;
+    if let Some(text) = options.print {
+        return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
+    }
     options.warn();
     let client = new_agent(&mut options);
     let mut status = None;
@@ -142,7 +141,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
             client: &client,
             path,
             deadline: Instant::now() + options.timeout,
-            retries: options.retry,
+            retries_left: options.retry,
             backoff: Duration::from_secs(1),
             first_access_token: None,
             answer_lost: false,
@@ -160,8 +159,9 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 
 /// Renews one token file and prints the result: the story of a file.
 fn refresh(run: &mut Run) -> Result<(), Error> {
-    if let (true, false, Some(start)) =
-        (run.options.dry_run, run.path.exists(), run.options.start())
+    if run.options.dry_run
+        && !run.path.exists()
+        && let Some(start) = run.options.start()
     {
         return Request::new(run.options, &start).map(|request| request.show());
     }
@@ -170,7 +170,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         let token = run.choose_grant(Token::parse(&file.bytes, run.options)?);
         if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
             run.status(reason);
-            return print_token(run.options.output, &token);
+            return print_token(run.options.output.unwrap_or_default(), &token);
         }
         let request = Request::new(run.options, &token)?;
         if run.options.dry_run {
@@ -197,10 +197,8 @@ fn keep(run: &Run, mut token: Token, grant: (u16, Members), mut save: Save) -> R
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
-    let how = match save.commit(&document) {
-        Ok(how) => how,
-        Err(failure) => return Err(deliver(&document, &failure, &save.file.path)),
-    };
+    let saved = save.commit(&document);
+    let how = saved.map_err(|failure| deliver(&document, &failure, &save.file.path))?;
     // A stop that comes from here on need not wait for whoever reads stdout.
     os::release_stops();
     let fate = if rotated { "rotated" } else { "stays" };
@@ -211,7 +209,7 @@ fn keep(run: &Run, mut token: Token, grant: (u16, Members), mut save: Save) -> R
         return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    print_token(run.options.output, &token)
+    print_token(run.options.output.unwrap_or_default(), &token)
 }
 
 /// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
@@ -232,21 +230,20 @@ fn filter(run: &mut Run) -> Result<(), Error> {
         let message = format!("{}: the new document would be lost", describe(&e));
         usage(message, "lead stdout into a file or a pipe")
     })?;
-    loop {
+    let members = loop {
         match post(run, &request, None) {
-            Reply::Granted(_, members) => {
-                token.merge(members, SystemTime::now());
-                let document = token.to_json();
-                if let Err(e) = print(&document) {
-                    let cause = Some(io::Error::other(cannot_print(&e)));
-                    return Err(deliver(&document, &NotSaved { cause, journal: None }, run.path));
-                }
-                run.status("OAuth2 authorization granted!");
-                return Ok(());
-            }
+            Reply::Granted(_, members) => break members,
             reply => run.try_again(reply)?,
         }
-    }
+    };
+    token.merge(members, SystemTime::now());
+    let document = token.to_json();
+    print(&document).map_err(|e| {
+        let cause = Some(io::Error::other(cannot_print(&e)));
+        deliver(&document, &NotSaved { cause, journal: None }, run.path)
+    })?;
+    run.status("OAuth2 authorization granted!");
+    Ok(())
 }
 
 // ---- Vocabulary: what the story is told in. ----
@@ -331,8 +328,7 @@ struct Run<'a> {
     path: &'a Path,
     /// When the time for its lock, the name and the connection is over. The answer has as long again.
     deadline: Instant,
-    /// How many more tries it has.
-    retries: u32,
+    retries_left: u32,
     /// The wait before the next try, if the server does not ask for one; doubled each time.
     backoff: Duration,
     /// The access token of the first look at it: once it is another, somebody has renewed it.
@@ -358,7 +354,9 @@ impl Run<'_> {
     /// The token to renew: the file's, with the refresh token of the sfdx auth URL if its own is dead.
     fn choose_grant(&mut self, mut token: Token) -> Token {
         self.note(&token);
-        if let (true, Some(seed)) = (self.uses_seed, self.options.seed()) {
+        if self.uses_seed
+            && let Some(seed) = &self.options.seed
+        {
             token.members.insert(REFRESH_TOKEN.to_owned(), Value::from(seed.expose()));
         }
         token
@@ -373,31 +371,29 @@ impl Run<'_> {
             self.first_access_token = None;
             return !self.left().is_zero();
         }
-        let has_seed = self.options.seed().is_some_and(|seed| is_other(seed.expose()));
+        let has_seed = self.options.seed.as_ref().is_some_and(|seed| is_other(seed.expose()));
         has_seed && !mem::replace(&mut self.uses_seed, true)
     }
 
     /// Gets ready for another try; the error if none is left, or none can help.
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let (error, wait) = match reply {
-            Reply::Later(error, wait) => {
-                obey_stop()?;
-                (error, wait)
-            }
+            Reply::Granted(..) => return Ok(()),
+            Reply::Failed(error) => return Err(self.conclude(error)),
+            Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
             // At once, for many servers take the token before for some seconds more.
             Reply::Lost(error, wait) => {
                 let is_first = !mem::replace(&mut self.answer_lost, true);
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
-            Reply::Failed(error) => return Err(self.conclude(error)),
             Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
-            Reply::Changed(_) | Reply::Granted(..) => return Ok(()),
+            Reply::Changed(_) => return Ok(()),
         };
         let pause = wait.unwrap_or(self.backoff);
-        if self.retries == 0 || pause >= self.left() || os::noted_stop() != 0 {
+        if self.retries_left == 0 || pause >= self.left() || os::noted_stop() != 0 {
             return Err(self.conclude(error));
         }
-        self.retries -= 1;
+        self.retries_left -= 1;
         if wait.is_none() {
             self.backoff = self.backoff.saturating_mul(2);
         }
@@ -450,35 +446,30 @@ impl Run<'_> {
 
 /// Lets stops end the process again; one that was noted meanwhile is the error.
 fn obey_stop() -> Result<(), Error> {
-    let name = match os::release_stops() {
-        0 => return Ok(()),
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        _ => "SIGTERM",
-    };
-    let message = format!("stopped by {name}: what was under way is done, the rest is left");
-    Err(Error::new(Exit::Stopped, message, "run it again for the rest"))
+    let signal = os::release_stops();
+    let what = format!("stopped by signal {signal}: what was under way is done, the rest is left");
+    let stopped = Error::new(Exit::Stopped, what, "run it again for the rest");
+    if signal == 0 { Ok(()) } else { Err(stopped) }
 }
 
 // ---- Command line: arguments, environment and the files they name become options. ----
 
-/// What the command line asks for.
-enum Command {
-    /// Print this text to stdout: the help or the version.
-    Print(&'static str),
-    Refresh(Box<Options>),
-}
+/// Reads a text that stands somewhere, which an error names, such as an option or a variable.
+type Parse<T> = fn(&str, &str) -> Result<T, Error>;
 
 /// What arguments and environment say, checked, with the files that they name read.
 #[derive(Default)]
 struct Options {
+    /// The help or the version, to be printed in place of all else.
+    print: Option<&'static str>,
     client_id: String,
     client_secret: Option<Secret>,
     basic: bool,
     grant_type: String,
     data: Vec<FormField>,
     endpoint: Option<Uri>,
-    sfdx: Option<SfdxUrl>,
+    /// The first refresh token, of an sfdx auth URL, if refresh tokens are sent.
+    seed: Option<Secret>,
     /// PEM roots in place of the bundled ones.
     roots: Option<Vec<Certificate<'static>>>,
     proxy: Option<Proxy>,
@@ -486,7 +477,7 @@ struct Options {
     timeout: Duration,
     retry: u32,
     if_older_than: Option<Duration>,
-    output: Output,
+    output: Option<Output>,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
@@ -512,12 +503,12 @@ enum Output {
     Nothing,
 }
 
-/// Parses the command line, and reads the files that it names; what is missing there comes from the
-/// environment. Errors: usage.
-fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
+/// Parses the command line, and reads the files that it names. Errors: usage.
+fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
     use lexopt::prelude::{Long, Short, Value};
     let from = &mut arguments;
-    let mut output = None;
+    let plain: Parse<String> = |text, _| Ok(text.to_owned());
+    let mut sfdx = None;
     let mut options = Options {
         grant_type: REFRESH_TOKEN.to_owned(),
         timeout: Duration::from_secs(30),
@@ -526,50 +517,58 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
     };
     while let Some(argument) = from.next().map_err(|e| bad_argument(&e))? {
         match argument {
-            Short('i') | Long("client-id") => options.client_id = text(from, "--client-id")?,
+            Short('i') | Long("client-id") => {
+                options.client_id = parsed(from, "--client-id", plain)?
+            }
             Short('s') | Long("client-secret-file") => {
                 options.client_secret = Some(parsed(from, "--client-secret-file", read_option)?);
             }
             Long("basic") => options.basic = true,
-            Short('g') | Long("grant-type") => options.grant_type = text(from, "--grant-type")?,
+            Short('g') | Long("grant-type") => {
+                options.grant_type = parsed(from, "--grant-type", plain)?;
+            }
             Short('d') | Long("data") => options.data.push(parsed(from, "--data", parse_field)?),
             Short('e') | Long("endpoint") => {
                 options.endpoint = Some(parsed(from, "--endpoint", parse_endpoint)?);
             }
             Long("sfdx-url-file") => {
                 let url = parsed(from, "--sfdx-url-file", read_option)?;
-                options.sfdx = Some(SfdxUrl::parse(url.expose(), "--sfdx-url-file")?);
+                sfdx = Some(parse_sfdx(url.expose(), "--sfdx-url-file")?);
             }
             Long("ca-cert") => options.roots = Some(parsed(from, "--ca-cert", read_roots)?),
             Long("timeout") => options.timeout = parsed(from, "--timeout", parse_timeout)?,
-            Long("retry") => options.retry = parsed(from, "--retry", parse_count)?,
+            Long("retry") => {
+                let count: Parse<u32> =
+                    |it, name| checked(it.parse().ok(), it, name, "a whole number");
+                options.retry = parsed(from, "--retry", count)?;
+            }
             Long("if-older-than") => {
                 options.if_older_than = Some(parsed(from, "--if-older-than", parse_age)?);
             }
-            Short('o') | Long("output") => output = Some(parsed(from, "--output", parse_output)?),
+            Short('o') | Long("output") => {
+                options.output = Some(parsed(from, "--output", parse_output)?);
+            }
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
             Short('v') | Long("verbose") => options.verbose = true,
-            Short('h') | Long("help") => return Ok(Command::Print(HELP)),
-            Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
+            Short('h') | Long("help") => return Ok(Options { print: Some(HELP), ..options }),
+            Short('V') | Long("version") => return Ok(Options { print: Some(VERSION), ..options }),
             Value(file) => options.files.push(file.into()),
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    options.complete()?;
-    options.check(output)?;
-    options.output = output.unwrap_or_default();
-    Ok(Command::Refresh(Box::new(options)))
+    options.complete(sfdx)?;
+    options.check()?;
+    Ok(options)
 }
 
 impl Options {
     /// Takes from the environment and from an sfdx auth URL what the command line left open.
-    fn complete(&mut self) -> Result<(), Error> {
-        let secret = |text: &str, _: &str| Ok(Secret(text.to_owned()));
-        fill_in(&mut self.sfdx, "SFDX_AUTH_URL", SfdxUrl::parse)?;
+    fn complete(&mut self, mut sfdx: Option<Self>) -> Result<(), Error> {
+        fill_in(&mut sfdx, "SFDX_AUTH_URL", parse_sfdx)?;
         fill_in(&mut self.endpoint, "SF_TOKEN_ENDPOINT", parse_endpoint)?;
         fill_in(&mut self.roots, "SSL_CERT_FILE", read_roots)?;
-        fill_in(&mut self.client_secret, "SF_CLIENT_SECRET", secret)?;
+        fill_in(&mut self.client_secret, "SF_CLIENT_SECRET", |it, _| Ok(Secret(it.to_owned())))?;
         for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
             fill_in(&mut self.proxy, name, parse_proxy)?;
         }
@@ -577,22 +576,24 @@ impl Options {
         if self.client_id.is_empty() {
             self.client_id = variable("SF_CLIENT_ID")?.unwrap_or_default();
         }
-        if let Some(sfdx) = &self.sfdx {
+        if let Some(sfdx) = sfdx {
             if self.client_id.is_empty() {
                 self.client_id.clone_from(&sfdx.client_id);
             }
             // The secret of an sfdx URL belongs to that URL's client alone.
-            let secret = sfdx.client_secret.as_ref().filter(|_| sfdx.client_id == self.client_id);
-            self.client_secret = self.client_secret.take().or(secret.cloned());
+            let secret = sfdx.client_secret.filter(|_| sfdx.client_id == self.client_id);
+            self.client_secret = self.client_secret.take().or(secret);
+            self.endpoint = self.endpoint.take().or(sfdx.endpoint);
+            self.seed = sfdx.seed.filter(|_| self.sends_refresh_token());
         }
         self.client_id = self.client_id.trim().to_owned();
         Ok(())
     }
 
     /// Sees that nothing is missing, and that `-` stands alone, for it prints the only copy of a grant.
-    fn check(&self, output: Option<Output>) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         let filter = self.files.iter().any(|file| file.as_os_str() == "-");
-        let is_partial = output.is_some_and(|output| output != Output::Json);
+        let is_partial = self.output.is_some_and(|output| output != Output::Json);
         let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
         let only_copy = "the renewed document is the only copy of the grant: leave --output out";
         let client_id = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
@@ -606,7 +607,7 @@ impl Options {
             (self.client_id.is_empty(), "missing client id", client_id),
             (lacks_secret, "--basic needs a client secret", secret),
         ])
-        .map_or(Ok(()), |(message, hint)| Err(usage(message, hint)))
+        .map_err(|(message, hint)| usage(message, hint))
     }
 
     /// Says what everybody on the machine can read in the process list.
@@ -614,8 +615,8 @@ impl Options {
         const SECRET: [&str; 4] = ["code", "code_verifier", "assertion", "client_assertion"];
         for FormField { name, on_command_line, .. } in &self.data {
             if *on_command_line && !self.quiet && SECRET.contains(&name.as_str()) {
-                say(None, &format!("everybody on this machine can read the {name} in --data"));
-                say_line(&format!("hint: --data {name}@FILE takes it from a file"));
+                let hint = format!("--data {name}@FILE takes it from a file");
+                say(None, &format!("everybody can read the {name} in --data: {hint}"));
             }
         }
     }
@@ -625,23 +626,17 @@ impl Options {
         self.grant_type == REFRESH_TOKEN
     }
 
-    /// The refresh token of the sfdx auth URL, if refresh tokens are sent.
-    fn seed(&self) -> Option<&Secret> {
-        let sfdx = self.sfdx.as_ref().filter(|_| self.sends_refresh_token());
-        sfdx.map(|sfdx| &sfdx.refresh_token)
-    }
-
     /// What a token file starts from that does not exist yet, if one may be made.
     fn start(&self) -> Option<Token> {
-        let seed = self.seed().map(|seed| (REFRESH_TOKEN.to_owned(), Value::from(seed.expose())));
+        let seed = self.seed.as_ref();
+        let seed = seed.map(|seed| (REFRESH_TOKEN.to_owned(), Value::from(seed.expose())));
         let may_start = seed.is_some() || !self.sends_refresh_token();
         may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
     fn endpoint_for(&self, token: &Token) -> Result<Uri, Error> {
-        let chosen = self.endpoint.as_ref().or(self.sfdx.as_ref().map(|sfdx| &sfdx.endpoint));
-        if let Some(endpoint) = chosen {
+        if let Some(endpoint) = &self.endpoint {
             return Ok(endpoint.clone());
         }
         // The file may choose between these two and name no host of its own.
@@ -663,25 +658,21 @@ fn usage(message: impl Into<String>, hint: &str) -> Error {
     Error::new(Exit::Usage, message, hint)
 }
 
-/// The first row whose problem is there: what it is, and the hint.
-fn first_problem<'a>(problems: &[(bool, &'a str, &'a str)]) -> Option<(&'a str, &'a str)> {
-    problems.iter().find(|(is_there, ..)| *is_there).map(|(_, what, hint)| (*what, *hint))
+/// The error is the first row whose problem is there: what it is, and the hint.
+fn first_problem<'a>(problems: &[(bool, &'a str, &'a str)]) -> Result<(), (&'a str, &'a str)> {
+    let found = problems.iter().find(|(is_there, ..)| *is_there);
+    found.map_or(Ok(()), |(_, what, hint)| Err((*what, *hint)))
 }
 
 /// A variable that has to be UTF-8, less the newline at its end; an empty one counts as not set.
 fn variable(name: &str) -> Result<Option<String>, Error> {
-    let value = std::env::var_os(name).map(OsString::into_string).transpose();
+    let value = std::env::var_os(name).unwrap_or_default().into_string();
     let value = value.map_err(|_| usage(format!("{name} is not UTF-8"), ""))?;
-    let line = value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
-    Ok(line.filter(|line| !line.is_empty()))
+    Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned()).filter(|line| !line.is_empty()))
 }
 
-/// Takes from a variable what is missing still, as `parse` reads it for this origin.
-fn fill_in<T>(
-    missing: &mut Option<T>,
-    name: &str,
-    parse: impl Fn(&str, &str) -> Result<T, Error>,
-) -> Result<(), Error> {
+/// Takes from a variable what is missing still.
+fn fill_in<T>(missing: &mut Option<T>, name: &str, parse: Parse<T>) -> Result<(), Error> {
     if missing.is_none() {
         *missing = variable(name)?.map(|text| parse(&text, name)).transpose()?;
     }
@@ -689,50 +680,35 @@ fn fill_in<T>(
 }
 
 /// The argument of the option just read, which has to be UTF-8 and not empty.
-fn text(arguments: &mut lexopt::Parser, option: &str) -> Result<String, Error> {
-    let value = arguments.value().map_err(|e| bad_argument(&e))?;
-    let text = value.into_string().map_err(|_| usage(format!("{option} is not UTF-8"), ""))?;
-    if text.trim().is_empty() { Err(usage(format!("{option} is empty"), "")) } else { Ok(text) }
-}
-
-/// The argument of the option just read, as `parse` reads it for this option.
-fn parsed<T>(
-    arguments: &mut lexopt::Parser,
-    option: &str,
-    parse: impl Fn(&str, &str) -> Result<T, Error>,
-) -> Result<T, Error> {
-    parse(&text(arguments, option)?, option)
+fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result<T, Error> {
+    let text = from.value().and_then(ValueExt::string).map_err(|e| bad_argument(&e))?;
+    let is_empty = text.trim().is_empty();
+    if is_empty { Err(usage(format!("{option} is empty"), "")) } else { parse(&text, option) }
 }
 
 /// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
 /// told: it may be the secret itself, given in place of a name.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
-    let bad = |what: &str, hint: &str| usage(format!("the file of {option} {what}"), hint);
+    let hint = format!("{option} takes the name of a file, not what is in it");
+    let bad = |what: &str| usage(format!("the file of {option} {what}"), &hint);
     let bytes = match path {
         "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
         _ => File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT)),
     };
-    let bytes = bytes.map_err(|cause| {
-        let hint = format!("{option} takes the name of a file, not what is in it");
-        bad(&format!("cannot be read: {}", describe(&cause)), &hint)
-    })?;
-    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8", ""))?;
+    let bytes = bytes.map_err(|e| bad(&format!("cannot be read: {}", describe(&e))))?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))?;
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let line = text.strip_suffix('\n').unwrap_or(text);
-    match line.strip_suffix('\r').unwrap_or(line) {
-        "" => Err(bad("is empty", "")),
-        line => Ok(Secret(line.to_owned())),
-    }
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.is_empty() { Err(bad("is empty")) } else { Ok(Secret(line.to_owned())) }
 }
 
 /// The certificates of a PEM file, at least one.
 fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
+    let hint = "a file of PEM certificates is needed";
+    let bad = |what: &str| usage(format!("{origin}: {path}: {what}"), hint);
     // The bundles of distributions have a quarter of a MiB.
-    const LIMIT: u64 = 16 * 1024 * 1024;
-    let bad = |what: &str| {
-        usage(format!("{origin}: {path}: {what}"), "a file of PEM certificates is needed")
-    };
-    let pem = File::open(path).and_then(|file| read_limited(file, LIMIT));
+    let pem = File::open(path).and_then(|file| read_limited(file, 16 * MAX_DOCUMENT));
     let pem = pem.map_err(|cause| bad(&describe(&cause)))?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&pem).collect();
     let certificate = |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
@@ -745,29 +721,27 @@ fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Err
 fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
     match error {
-        UnexpectedOption(option) => {
-            let near = nearest_option(option).map(|near| format!("did you mean '{near}'?"));
-            let hint = near.unwrap_or("sf-refresh --help lists the options".to_owned());
-            usage(format!("unknown option '{option}'"), &hint)
-        }
+        UnexpectedOption(it) => usage(format!("unknown option '{it}'"), &nearest_option(it)),
         MissingValue { option: Some(it) } => {
             usage(format!("missing argument for option '{it}'"), "")
         }
         UnexpectedValue { option, .. } => usage(format!("option '{option}' takes no argument"), ""),
-        _ => usage("an argument is not valid", ""),
+        _ => usage("an argument is not UTF-8", ""),
     }
 }
 
-/// The long option of the help text that shares most pairs of letters with a misspelt one, if these
-/// are at least half of its own.
-fn nearest_option(misspelt: &str) -> Option<&'static str> {
+/// The hint at a misspelt option: that of the help which shares most pairs of letters with it, if
+/// these are at least half of its own.
+fn nearest_option(misspelt: &str) -> String {
     let pairs: Vec<_> = misspelt.as_bytes().windows(2).collect();
     let shared = |option: &str| {
         pairs.iter().filter(|pair| option.as_bytes().windows(2).any(|own| own == **pair)).count()
     };
+    let list = "sf-refresh --help lists the options";
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
         .filter(|word| word.starts_with("--") && 2 * shared(word) >= pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
+        .map_or_else(|| list.to_owned(), |near| format!("did you mean '{near}'?"))
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
@@ -790,11 +764,6 @@ fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
 fn checked<T>(value: Option<T>, text: &str, option: &str, takes: &str) -> Result<T, Error> {
     let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
     value.ok_or_else(bad)
-}
-
-/// A whole number.
-fn parse_count(text: &str, option: &str) -> Result<u32, Error> {
-    checked(text.parse().ok(), text, option, "a whole number")
 }
 
 /// A time-out in seconds, with decimals if need be.
@@ -837,16 +806,14 @@ fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     let right = format!("https://{host}/services/oauth2/token");
     let is_page = host != given || uri.path().ends_with("/services/oauth2/authorize");
     let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
-    let wrong = first_problem(&[
+    first_problem(&[
         (given.contains('@'), "user information in the URL", "--basic sends it"),
         (!has_valid_authority(&uri), "no valid host and port", example),
         (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
         (!is_https(&uri) && !is_here, "not https; plain http is for loopback alone", example),
         (is_page, "that is a page of the browser's, not the token endpoint", &right),
-    ]);
-    if let Some(problem) = wrong {
-        return Err(bad(problem));
-    }
+    ])
+    .map_err(bad)?;
     let is_login = ["login.salesforce.com", "test.salesforce.com"].contains(&&*host);
     let is_bare = uri.path() == "/" && uri.query().is_none();
     let lacks_path = is_bare && (is_login || host.ends_with(MY_DOMAIN));
@@ -919,48 +886,38 @@ fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
     no_proxy.trim() == "*" || no_proxy.split([',', ' ', '\t']).any(names_host)
 }
 
-/// What `sf` calls an sfdx auth URL: a login in one line.
-struct SfdxUrl {
-    client_id: String,
-    client_secret: Option<Secret>,
-    refresh_token: Secret,
-    endpoint: Uri,
-}
-
-impl SfdxUrl {
-    /// `force://[ID:SECRET:]REFRESH@HOST` in whatever text holds it: JSON or a table of `sf`, coloured
-    /// or not. It is not shown in errors.
-    fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let hint = "sf org auth show-sfdx-auth-url --target-org ALIAS --json prints one";
-        let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
-        let no_url = || bad("not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST");
-        let Some((_, rest)) = text.split_once("force://") else {
-            let is_hidden = text.contains("[REDACTED]");
-            return Err(if is_hidden { bad("sf has hidden the URL here") } else { no_url() });
-        };
-        // A table in a narrow terminal goes on in a row without a first cell.
-        let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
-        if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
-            return Err(bad("the table has cut the URL into rows"));
-        }
-        let is_end = |c: char| !c.is_ascii_graphic() || "\"'|,<>\\".contains(c);
-        let url = rest.split(is_end).next().unwrap_or_default();
-        let (grant, host) = url.rsplit_once('@').ok_or_else(no_url)?;
-        let (client_id, client_secret, refresh_token) = match grant.split(':').collect::<Vec<_>>()[..]
-        {
-            [.., ""] => return Err(no_url()),
-            [refresh_token] | ["", refresh_token] => ("PlatformCLI", "", refresh_token),
-            [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
-            _ => return Err(no_url()),
-        };
-        let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
-        Ok(Self {
-            client_id: client_id.to_owned(),
-            client_secret: Some(Secret(client_secret.to_owned())).filter(|s| !s.0.is_empty()),
-            refresh_token: Secret(refresh_token.to_owned()),
-            endpoint: parse_endpoint(&endpoint, origin)?,
-        })
+/// What `sf` calls an sfdx auth URL, a login in one line: `force://[ID:SECRET:]REFRESH@HOST`, in
+/// whatever text holds it, JSON or a table of `sf`, coloured or not. It is not shown in errors.
+fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
+    let hint = "sf org auth show-sfdx-auth-url --json --target-org ALIAS prints one";
+    let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
+    let no_url = || bad("not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST");
+    let Some((_, rest)) = text.split_once("force://") else {
+        let is_hidden = text.contains("[REDACTED]");
+        return Err(if is_hidden { bad("sf has hidden the URL here") } else { no_url() });
+    };
+    // A table in a narrow terminal goes on in a row without a first cell.
+    let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
+    if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
+        return Err(bad("the table has cut the URL into rows"));
     }
+    let is_end = |c: char| !c.is_ascii_graphic() || "\"'|,<>\\".contains(c);
+    let url = rest.split(is_end).next().unwrap_or_default();
+    let (grant, host) = url.rsplit_once('@').ok_or_else(no_url)?;
+    let (client_id, client_secret, seed) = match grant.split(':').collect::<Vec<_>>()[..] {
+        [.., ""] => return Err(no_url()),
+        [refresh_token] | ["", refresh_token] => ("PlatformCLI", "", refresh_token),
+        [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
+        _ => return Err(no_url()),
+    };
+    let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
+    Ok(Options {
+        client_id: client_id.to_owned(),
+        client_secret: Some(Secret(client_secret.to_owned())).filter(|s| !s.0.is_empty()),
+        seed: Some(Secret(seed.to_owned())),
+        endpoint: Some(parse_endpoint(&endpoint, origin)?),
+        ..Options::default()
+    })
 }
 
 // ---- Token document: the JSON of a token file. Pure: no I/O, and the clock is an argument. ----
@@ -991,7 +948,7 @@ impl Token {
         };
         let wrong = match members.get(REFRESH_TOKEN) {
             _ if !options.sends_refresh_token() => None,
-            None => return bad("has no refresh_token", &Self::what_to_do(&members)),
+            None => return bad("has no refresh_token", Self::what_to_do(&members)),
             Some(Value::String(token)) => check_token(token).err(),
             Some(other) => Some(kind_of(other)),
         };
@@ -1000,23 +957,18 @@ impl Token {
     }
 
     /// What to do about a document without a refresh token, by what it looks like.
-    fn what_to_do(members: &Members) -> String {
+    fn what_to_do(members: &Members) -> &'static str {
         let has = |names: &[&str]| names.iter().any(|name| members.contains_key(*name));
-        if let Some((name, _)) = members.iter().find(|(_, it)| it.get(REFRESH_TOKEN).is_some()) {
-            return format!(
-                "it is in '{name}': move what is in there to the top level of the file"
-            );
-        }
-        let hint = if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
-            "this looks like sf's: sf org auth show-sfdx-auth-url --json gives what \
-             --sfdx-url-file reads"
+        if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
+            "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"
+        } else if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
+            "move what is around refresh_token to the top level of the file"
         } else if has(&["refreshToken", "accessToken"]) {
             "use the names of OAuth2: access_token and refresh_token"
         } else {
             "ask for the scope refresh_token (or offline_access) when you log in; a login by JWT \
              gives none, and is done again: --grant-type"
-        };
-        hint.to_owned()
+        }
     }
 
     /// A member that is a string.
@@ -1091,16 +1043,13 @@ impl Token {
 /// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
 /// (requests-oauthlib), `expiry` is text (RFC 3339, Go), the others are in milliseconds.
 fn time_like(old: &Value, name: &str, millis: u64) -> Value {
-    match (old, name) {
-        (Value::String(old), "expiry") if old.contains('T') => Value::from(rfc_3339(millis / 1000)),
-        (Value::Number(old), "expires_at") if !old.is_u64() => {
-            let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
-            seconds.parse::<Number>().map_or(Value::Null, Value::Number)
+    let number = if name == "expires_at" { millis / 1000 } else { millis };
+    match old {
+        Value::String(old) if name == "expiry" && old.contains('T') => {
+            rfc_3339(millis / 1000).into()
         }
-        (Value::String(_), "expires_at") => Value::from((millis / 1000).to_string()),
-        (_, "expires_at") => Value::from(millis / 1000),
-        (Value::String(_), _) => Value::from(millis.to_string()),
-        _ => Value::from(millis),
+        Value::String(_) => number.to_string().into(),
+        _ => number.into(),
     }
 }
 
@@ -1175,7 +1124,7 @@ const OAUTH_ERRORS: [(&str, &str, Exit, &str); 12] = [
     ("inactive_user inactive_org", "", Exit::Refused, "frozen, locked or inactive: have it activated, log in again"),
     ("rate_limit_exceeded temporarily_unavailable server_error", "", Exit::Temporary, LATER),
     ("invalid_client_id", "", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
-    ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
+    ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic, some do not"),
     ("unauthorized_client", "", Exit::Setup, "allow the app this grant type, and the user the app"),
     ("unsupported_grant_type", "", Exit::Setup, "check --endpoint and --grant-type: the server does not know that type there"),
     ("invalid_scope", "", Exit::Setup, "the scope in --data is not one that the login granted"),
@@ -1189,8 +1138,7 @@ const MAY_BE_USED: &str = "the server may have used the refresh token";
 /// A server that wants a client certificate: as an alert, or on a page.
 const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
 /// The hint for it.
-const CERTIFICATE_HINT: &str =
-    "sf-refresh cannot present one: use an endpoint that does not ask for it";
+const CERTIFICATE_HINT: &str = "sf-refresh cannot present one: use an endpoint that takes none";
 
 /// What a whole answer means; secrets of the request in what the server says are not told.
 fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request) -> Reply {
@@ -1212,18 +1160,18 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
-    let said = code.map(|code| server_text(code, json.as_ref(), &request.secrets));
-    match (status, code, said) {
+    let text_of = |code| server_text(code, json.as_ref(), &request.secrets);
+    let said = code.map_or_else(String::new, text_of);
+    match (status, code) {
         (300..=399, ..) => Reply::Failed(redirected(status, header("location"), &request.secrets)),
-        (408 | 420 | 429 | 500..=599, _, said) => {
-            let said = said.map_or_else(String::new, |said| format!(": {said}"));
+        (408 | 420 | 429 | 500..=599, _) => {
             let message = format!("the server is busy or failing: HTTP {status}{said}");
             let error = Error::new(Exit::Temporary, message, LATER);
             // A gateway that lost the answer.
             let is_lost = matches!(status, 502 | 504);
             if is_lost { Reply::Lost(error, wait) } else { Reply::Later(error, wait) }
         }
-        (_, Some(code), Some(said)) => refused(code, &said, wait, request),
+        (_, Some(code)) => refused(code, &said, wait, request),
         _ if success && is_cut_short => Reply::Lost(lost("the reply ends in the middle"), None),
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
@@ -1246,11 +1194,9 @@ fn is_grant(members: &Members, request: &Request) -> bool {
 
 /// A redirect, which would take the refresh token to another place: only its host is told.
 fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
-    let uri = location.and_then(|url| url.parse::<Uri>().ok());
-    let host = uri.as_ref().and_then(Uri::host);
-    let to = host.map_or_else(String::new, |host| format!(" to {}", secrets.mask(host)));
-    let hint = "give the endpoint itself with --endpoint (for Salesforce your My Domain host), and \
-         check that no captive portal answers in its place";
+    let host = location.and_then(|url| Some(secrets.mask(url.parse::<Uri>().ok()?.host()?)));
+    let to = host.map_or_else(String::new, |host| format!(" to {host}"));
+    let hint = "give the endpoint itself with --endpoint; a captive portal may answer in its place";
     Error::new(Exit::Setup, format!("redirect refused: HTTP {status}{to}"), hint)
 }
 
@@ -1263,18 +1209,12 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
     let row = OAUTH_ERRORS.into_iter().find(fits);
     let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (exit, hint));
     if exit == Exit::Temporary {
-        return Reply::Later(Error::new(exit, format!("the server is busy: {said}"), hint), wait);
+        return Reply::Later(Error::new(exit, format!("the server is busy{said}"), hint), wait);
     }
-    let hint = match code {
-        "invalid_client" if request.authorization.is_some() => {
-            "check --client-id and the secret; this server may want it in the form: leave --basic out"
-        }
-        "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => {
-            "get a new code or assertion: each works once, and for a short time"
-        }
-        _ => hint,
-    };
-    Reply::Failed(Error::new(exit, format!("refused: {said}"), hint))
+    let works_once = exit == Exit::Refused && request.refresh_token.is_none();
+    let again = "get a new code or assertion: each works once, and for a short time";
+    let hint = if works_once && code == "invalid_grant" { again } else { hint };
+    Reply::Failed(Error::new(exit, format!("refused{said}"), hint))
 }
 
 /// A reply that is neither a grant nor an OAuth2 error: its status, and in words what came.
@@ -1310,17 +1250,13 @@ fn lost(what: &str) -> Error {
     Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint)
 }
 
-/// The server's error and its description (RFC 6749 §5.2), fit to be shown.
+/// The server's error and its description (RFC 6749 §5.2) as the end of a message.
 fn server_text(code: &str, json: Option<&Value>, secrets: &Secrets) -> String {
     let string = |name: &str| json.and_then(|json| json.get(name)).and_then(Value::as_str);
     let mut secrets = secrets.clone();
-    for name in TOKENS {
-        secrets.add(string(name).unwrap_or_default());
-    }
-    match string("error_description") {
-        Some(description) => format!("{} ({})", secrets.mask(code), secrets.mask(description)),
-        None => secrets.mask(code),
-    }
+    TOKENS.iter().for_each(|name| secrets.add(string(name).unwrap_or_default()));
+    let description = string("error_description").map(|text| format!(" ({})", secrets.mask(text)));
+    format!(": {}{}", secrets.mask(code), description.unwrap_or_default())
 }
 
 /// The secrets of a run, to be masked in what a server says.
@@ -1344,10 +1280,8 @@ impl Secrets {
         // Before as well as after: a secret may hold what looks encoded.
         let decoded = decode(&hide(text));
         let shown = hide(&decoded.chars().filter(|c| is_printable(*c)).collect::<String>());
-        match shown.char_indices().nth(300) {
-            Some((end, _)) => format!("{}…", &shown[..end]),
-            None => shown,
-        }
+        let start: String = shown.chars().take(300).collect();
+        if start.len() < shown.len() { start + "…" } else { shown }
     }
 }
 
@@ -1373,9 +1307,8 @@ fn decode(text: &str) -> String {
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}' | '\u{2029}')
-        && !matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{61C}');
+    !c.is_control() && !turns && !matches!(c, '\u{2066}'..='\u{2069}')
 }
 
 // ---- Network: from a request to its reply. Touches no file but through the save at hand. ----
