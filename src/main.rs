@@ -59,7 +59,9 @@ Options:
                                 client_credentials, authorization_code, ...
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
-  -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT)
+  -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT);
+                                default: that of login.salesforce.com, or of
+                                test.salesforce.com for tokens from there
       --sfdx-url-file FILE      take client id, secret, endpoint and first
                                 refresh token from an sfdx auth URL in any
                                 text; - is stdin (or the URL in SFDX_AUTH_URL)
@@ -689,7 +691,9 @@ fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result
 /// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
 /// told: it may be the secret itself, given in place of a name.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
-    let hint = format!("{option} takes the name of a file, not what is in it");
+    let sf = "; sf org auth show-sfdx-auth-url --json prints that";
+    let sf = if option == "--sfdx-url-file" { sf } else { "" };
+    let hint = format!("{option} takes the name of a file, not what is in it{sf}");
     let bad = |what: &str| usage(format!("the file of {option} {what}"), &hint);
     let bytes = match path {
         "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
@@ -739,7 +743,7 @@ fn nearest_option(misspelt: &str) -> String {
     };
     let list = "sf-refresh --help lists the options";
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && 2 * shared(word) >= pairs.len())
+        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
         .map_or_else(|| list.to_owned(), |near| format!("did you mean '{near}'?"))
 }
@@ -932,7 +936,7 @@ impl Token {
     /// held to RFC 6749 appendix A.17 if it is sent. Errors: file.
     fn parse(bytes: &[u8], options: &Options) -> Result<Self, Error> {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
-        let restore = "restore the file, or log in again";
+        let restore = "restore it, or log in again; a shell's > empties a file before it is read";
         let needed = "the file has to hold the token reply: a JSON object with refresh_token";
         let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         if text.trim_ascii().is_empty() {
@@ -952,7 +956,8 @@ impl Token {
             Some(Value::String(token)) => check_token(token).err(),
             Some(other) => Some(kind_of(other)),
         };
-        let refused = |what| bad(&format!("has a refresh_token that is {what}"), restore);
+        let hint = "restore the file, or log in again";
+        let refused = |what| bad(&format!("has a refresh_token that is {what}"), hint);
         wrong.map_or(Ok(Self { members }), refused)
     }
 
@@ -962,12 +967,14 @@ impl Token {
         if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
             "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"
         } else if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
-            "move what is around refresh_token to the top level of the file"
+            "the token is nested: move the members beside refresh_token to the top level"
         } else if has(&["refreshToken", "accessToken"]) {
-            "use the names of OAuth2: access_token and refresh_token"
+            "these names are camelCase: use those of OAuth2, access_token and refresh_token"
+        } else if has(&["error"]) {
+            "this is a refusal of the server, not a token: log in again"
         } else {
-            "ask for the scope refresh_token (or offline_access) when you log in; a login by JWT \
-             gives none, and is done again: --grant-type"
+            "log in with the scope refresh_token (or offline_access); a login by JWT has no refresh \
+             token: it is done again, with --grant-type"
         }
     }
 
@@ -2494,7 +2501,7 @@ fn file_error(what: &str, cause: &io::Error) -> Error {
 fn cannot_open(cause: &io::Error) -> Error {
     let hint = match cause.kind() {
         ErrorKind::NotFound => {
-            "check the name; --sfdx-url-file or --grant-type can make a first one"
+            "check the name and its folder; --sfdx-url-file or --grant-type can make a first one"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "the file has to be readable and writable: the server may replace the refresh token"
