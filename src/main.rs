@@ -18,7 +18,7 @@
 //! - A refresh token is sent again only if its answer was lost.
 //! - Secrets go to the token endpoint, into the token file and to stdout, and nowhere else.
 //!
-//! Exit status: see [`Exit`]; 0 is renewed or still fresh, 70 a bug.
+//! Exit status: see [`HELP`]; 70 is a bug.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -31,7 +31,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{mem, sync::mpsc, thread};
 
-use lexopt::ValueExt;
 use serde_json::{Map, Value};
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
@@ -133,7 +132,6 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     if let Some(text) = options.print {
         return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
     }
-    options.warn();
     let client = new_agent(&mut options);
     let mut status = None;
     for path in &options.files {
@@ -181,7 +179,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         }
         let mut save = Save::new(&file, token.to_json().len());
         match post(run, &request, Some(&mut save)) {
-            Reply::Granted(status, members) => return keep(run, token, (status, members), save),
+            Reply::Granted(grant) => return keep(run, token, grant, save),
             Reply::Failed(error) if error.exit == Exit::Refused && run.has_other(&file, &token) => {
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
@@ -194,7 +192,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
 }
 
 /// Saves what was granted, and prints the result.
-fn keep(run: &Run, mut token: Token, grant: (u16, Members), mut save: Save) -> Result<(), Error> {
+fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(), Error> {
     let (status, members) = grant;
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
@@ -234,7 +232,7 @@ fn filter(run: &mut Run) -> Result<(), Error> {
     })?;
     let members = loop {
         match post(run, &request, None) {
-            Reply::Granted(_, members) => break members,
+            Reply::Granted((_, members)) => break members,
             reply => run.try_again(reply)?,
         }
     };
@@ -254,23 +252,19 @@ fn filter(run: &mut Run) -> Result<(), Error> {
 type Client = (Agent, mpsc::Receiver<SocketAddr>);
 /// The members of a JSON object.
 type Members = Map<String, Value>;
+/// A grant: the HTTP status, and the members, among them a usable token (RFC 6749 §5.1).
+type Grant = (u16, Members);
 
-/// The exit status of a failure, by what a script can do about it.
+/// The exit status of a failure, by what a script can do about it; [`HELP`] tells what each means. To
+/// `Stopped` the number of the signal is added.
 #[derive(Clone, Copy, PartialEq)]
 enum Exit {
-    /// The token file cannot be used; nothing was sent.
     File = 1,
-    /// Wrong usage, or an option or variable that cannot be used.
     Usage = 2,
-    /// The server refused this grant for good.
     Refused = 3,
-    /// It may work later.
     Temporary = 4,
-    /// Client, endpoint, certificate or proxy are not set up.
     Setup = 5,
-    /// Granted, and not delivered where it should be.
     Undelivered = 6,
-    /// Stopped by a signal with work left; its number is added.
     Stopped = 128,
 }
 
@@ -299,8 +293,7 @@ impl Error {
 
 /// What came of a request.
 enum Reply {
-    /// HTTP status and members of a grant (RFC 6749 §5.1): access token, refresh token or both.
-    Granted(u16, Members),
+    Granted(Grant),
     /// Nothing was sent, for somebody else was at the file: look at it again.
     Changed(Error),
     /// Nothing was processed: try again, after so long if the server asked for a wait.
@@ -328,7 +321,7 @@ struct Run<'a> {
     client: &'a Client,
     /// The file, as it was given.
     path: &'a Path,
-    /// When the time for its lock, the name and the connection is over. The answer has as long again.
+    /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
     retries_left: u32,
     /// The wait before the next try, if the server does not ask for one; doubled each time.
@@ -353,19 +346,18 @@ impl Run<'_> {
         self.first_access_token.get_or_insert_with(access_token);
     }
 
-    /// The token to renew: the file's, with the refresh token of the sfdx auth URL if its own is dead.
+    /// The token to renew: the file's, with the refresh token of the sfdx auth URL if that is used.
     fn choose_grant(&mut self, mut token: Token) -> Token {
         self.note(&token);
         if self.uses_seed
             && let Some(seed) = &self.options.seed
         {
-            token.members.insert(REFRESH_TOKEN.to_owned(), Value::from(seed.expose()));
+            token.members.insert(REFRESH_TOKEN.to_owned(), seed.expose().into());
         }
         token
     }
 
-    /// Whether there is another refresh token to try than the one that was refused: another program
-    /// has put it into the file, or it is in an sfdx auth URL.
+    /// Whether the file or an sfdx auth URL has another refresh token now than the one refused.
     fn has_other(&mut self, file: &TokenFile, refused: &Token) -> bool {
         let is_other = |token: &str| token != refused.refresh_token();
         let current = file.token_by_name(self.options).filter(|_| !self.uses_seed);
@@ -406,17 +398,14 @@ impl Run<'_> {
 
     /// The error that ends the work on a file, true for all of its requests.
     fn conclude(&self, mut error: Error) -> Error {
-        if self.answer_lost && error.exit == Exit::Refused {
-            error.message += "; before that, an answer with the new token was lost on its way";
-        } else if self.answer_lost && !error.message.contains(MAY_BE_USED) {
+        if self.answer_lost && !error.message.contains(MAY_BE_USED) {
             let message = error.message.trim_end_matches("; nothing was sent");
             error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
         }
         error
     }
 
-    /// Why no request is needed: another run has renewed the token, or it is younger than
-    /// `--if-older-than`. A token that does not tell its age was issued when its file was `modified`.
+    /// Why no request is needed. A token without a time of issue is as old as its file.
     fn reason_to_skip(&self, token: &Token, modified: Option<SystemTime>) -> Option<&'static str> {
         let current = token.access_token()?;
         if self.first_access_token.as_deref().is_some_and(|first| first != current) {
@@ -490,8 +479,6 @@ struct Options {
 struct FormField {
     name: String,
     value: Secret,
-    /// Everybody on the machine can read it in the process list.
-    on_command_line: bool,
 }
 
 /// What stdout gets.
@@ -510,7 +497,8 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
     use lexopt::prelude::{Long, Short, Value};
     let from = &mut arguments;
     let plain: Parse<String> = |text, _| Ok(text.to_owned());
-    let mut sfdx = None;
+    let count: Parse<u32> = |it, name| checked(it.parse().ok(), it, name, "a whole number");
+    let (mut client_id, mut sfdx) = (None, None);
     let mut options = Options {
         grant_type: REFRESH_TOKEN.to_owned(),
         timeout: Duration::from_secs(30),
@@ -519,9 +507,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
     };
     while let Some(argument) = from.next().map_err(|e| bad_argument(&e))? {
         match argument {
-            Short('i') | Long("client-id") => {
-                options.client_id = parsed(from, "--client-id", plain)?
-            }
+            Short('i') | Long("client-id") => client_id = Some(parsed(from, "--client-id", plain)?),
             Short('s') | Long("client-secret-file") => {
                 options.client_secret = Some(parsed(from, "--client-secret-file", read_option)?);
             }
@@ -539,11 +525,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
             }
             Long("ca-cert") => options.roots = Some(parsed(from, "--ca-cert", read_roots)?),
             Long("timeout") => options.timeout = parsed(from, "--timeout", parse_timeout)?,
-            Long("retry") => {
-                let count: Parse<u32> =
-                    |it, name| checked(it.parse().ok(), it, name, "a whole number");
-                options.retry = parsed(from, "--retry", count)?;
-            }
+            Long("retry") => options.retry = parsed(from, "--retry", count)?,
             Long("if-older-than") => {
                 options.if_older_than = Some(parsed(from, "--if-older-than", parse_age)?);
             }
@@ -559,48 +541,42 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    options.complete(sfdx)?;
+    options.complete(client_id, sfdx)?;
     options.check()?;
     Ok(options)
 }
 
 impl Options {
     /// Takes from the environment and from an sfdx auth URL what the command line left open.
-    fn complete(&mut self, mut sfdx: Option<Self>) -> Result<(), Error> {
-        fill_in(&mut sfdx, "SFDX_AUTH_URL", parse_sfdx)?;
-        fill_in(&mut self.endpoint, "SF_TOKEN_ENDPOINT", parse_endpoint)?;
-        fill_in(&mut self.roots, "SSL_CERT_FILE", read_roots)?;
+    fn complete(&mut self, mut id: Option<String>, mut sfdx: Option<Self>) -> Result<(), Error> {
+        fill_in(&mut id, "SF_CLIENT_ID", |it, _| Ok(it.to_owned()))?;
         fill_in(&mut self.client_secret, "SF_CLIENT_SECRET", |it, _| Ok(Secret(it.to_owned())))?;
+        fill_in(&mut self.endpoint, "SF_TOKEN_ENDPOINT", parse_endpoint)?;
+        fill_in(&mut sfdx, "SFDX_AUTH_URL", parse_sfdx)?;
+        fill_in(&mut self.roots, "SSL_CERT_FILE", read_roots)?;
         for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
             fill_in(&mut self.proxy, name, parse_proxy)?;
         }
         self.no_proxy = variable("no_proxy")?.or(variable("NO_PROXY")?).unwrap_or_default();
-        if self.client_id.is_empty() {
-            self.client_id = variable("SF_CLIENT_ID")?.unwrap_or_default();
-        }
-        if let Some(sfdx) = sfdx {
-            if self.client_id.is_empty() {
-                self.client_id.clone_from(&sfdx.client_id);
-            }
-            // The secret of an sfdx URL belongs to that URL's client alone.
-            let secret = sfdx.client_secret.filter(|_| sfdx.client_id == self.client_id);
-            self.client_secret = self.client_secret.take().or(secret);
-            self.endpoint = self.endpoint.take().or(sfdx.endpoint);
-            self.seed = sfdx.seed.filter(|_| self.sends_refresh_token());
-        }
-        self.client_id = self.client_id.trim().to_owned();
+        let sfdx = sfdx.unwrap_or_default();
+        let id = id.unwrap_or_else(|| sfdx.client_id.clone());
+        // The secret of an sfdx URL belongs to that URL's client alone.
+        let secret = sfdx.client_secret.filter(|_| sfdx.client_id == id);
+        self.client_secret = self.client_secret.take().or(secret);
+        self.client_id = id.trim().to_owned();
+        self.endpoint = self.endpoint.take().or(sfdx.endpoint);
+        self.seed = sfdx.seed.filter(|_| self.sends_refresh_token());
         Ok(())
     }
 
-    /// Sees that nothing is missing, and that `-` stands alone, for it prints the only copy of a grant.
+    /// Sees that nothing is missing, and that `-` stands alone.
     fn check(&self) -> Result<(), Error> {
         let filter = self.files.iter().any(|file| file.as_os_str() == "-");
         let is_partial = self.output.is_some_and(|output| output != Output::Json);
         let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
         let only_copy = "the renewed document is the only copy of the grant: leave --output out";
-        let client_id = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
-             key in Setup, under the settings of the external client app";
-        let secret = "--client-secret-file FILE or SF_CLIENT_SECRET";
+        let client_id = "--client-id or SF_CLIENT_ID: Setup shows the app's consumer key";
+        let secret = "--client-secret-file or SF_CLIENT_SECRET";
         let lacks_secret = self.basic && self.client_secret.is_none();
         first_problem(&[
             (self.files.is_empty(), "missing FILE", example),
@@ -612,17 +588,6 @@ impl Options {
         .map_err(|(message, hint)| usage(message, hint))
     }
 
-    /// Says what everybody on the machine can read in the process list.
-    fn warn(&self) {
-        const SECRET: [&str; 4] = ["code", "code_verifier", "assertion", "client_assertion"];
-        for FormField { name, on_command_line, .. } in &self.data {
-            if *on_command_line && !self.quiet && SECRET.contains(&name.as_str()) {
-                let hint = format!("--data {name}@FILE takes it from a file");
-                say(None, &format!("everybody can read the {name} in --data: {hint}"));
-            }
-        }
-    }
-
     /// Whether it is the file's refresh token that is sent.
     fn sends_refresh_token(&self) -> bool {
         self.grant_type == REFRESH_TOKEN
@@ -630,22 +595,19 @@ impl Options {
 
     /// What a token file starts from that does not exist yet, if one may be made.
     fn start(&self) -> Option<Token> {
-        let seed = self.seed.as_ref();
-        let seed = seed.map(|seed| (REFRESH_TOKEN.to_owned(), Value::from(seed.expose())));
+        let seed = self.seed.as_ref().map(|seed| (REFRESH_TOKEN.to_owned(), seed.expose().into()));
         let may_start = seed.is_some() || !self.sends_refresh_token();
         may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
     fn endpoint_for(&self, token: &Token) -> Result<Uri, Error> {
-        if let Some(endpoint) = &self.endpoint {
-            return Ok(endpoint.clone());
-        }
         // The file may choose between these two and name no host of its own.
         let id = format!("{}/", token.string("id").unwrap_or_default());
         let is_sandbox = id.starts_with("https://test.salesforce.com/");
         let host = if is_sandbox { "test" } else { "login" };
-        parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint")
+        let default = || parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint");
+        self.endpoint.clone().map_or_else(default, Ok)
     }
 
     /// The proxy for an endpoint; never for plain http, whose secrets it could read.
@@ -683,13 +645,13 @@ fn fill_in<T>(missing: &mut Option<T>, name: &str, parse: Parse<T>) -> Result<()
 
 /// The argument of the option just read, which has to be UTF-8 and not empty.
 fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result<T, Error> {
-    let text = from.value().and_then(ValueExt::string).map_err(|e| bad_argument(&e))?;
+    let text = from.value().and_then(lexopt::ValueExt::string).map_err(|e| bad_argument(&e))?;
     let is_empty = text.trim().is_empty();
     if is_empty { Err(usage(format!("{option} is empty"), "")) } else { parse(&text, option) }
 }
 
-/// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
-/// told: it may be the secret itself, given in place of a name.
+/// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not told:
+/// it may be the secret itself, given in place of a name.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
     let sf = "; sf org auth show-sfdx-auth-url --json prints that";
     let sf = if option == "--sfdx-url-file" { sf } else { "" };
@@ -734,18 +696,14 @@ fn bad_argument(error: &lexopt::Error) -> Error {
     }
 }
 
-/// The hint at a misspelt option: that of the help which shares most pairs of letters with it, if
-/// these are at least half of its own.
+/// The hint at a misspelt option: the one of the help that begins most like it.
 fn nearest_option(misspelt: &str) -> String {
-    let pairs: Vec<_> = misspelt.as_bytes().windows(2).collect();
-    let shared = |option: &str| {
-        pairs.iter().filter(|pair| option.as_bytes().windows(2).any(|own| own == **pair)).count()
-    };
-    let list = "sf-refresh --help lists the options";
+    let pairs = |option: &'static str| option.bytes().zip(misspelt.bytes());
+    let shared = |option| pairs(option).take_while(|(one, other)| one == other).count();
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
+        .filter(|word| word.starts_with("--") && shared(word) > 2)
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
-        .map_or_else(|| list.to_owned(), |near| format!("did you mean '{near}'?"))
+        .map_or_else(|| "sf-refresh --help lists them".into(), |it| format!("did you mean '{it}'?"))
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
@@ -758,10 +716,9 @@ fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
     if OURS.contains(&name) {
         return Err(usage(format!("--data may not set '{name}': it has an option of its own"), ""));
     }
-    let on_command_line = argument[at..].starts_with('=');
-    let value =
-        if on_command_line { Secret(value.to_owned()) } else { read_option(value, option)? };
-    Ok(FormField { name: name.to_owned(), value, on_command_line })
+    let is_value = argument[at..].starts_with('=');
+    let value = if is_value { Secret(value.to_owned()) } else { read_option(value, option)? };
+    Ok(FormField { name: name.to_owned(), value })
 }
 
 /// An option's value, if there is one; else the error that tells what it takes.
@@ -774,8 +731,7 @@ fn checked<T>(value: Option<T>, text: &str, option: &str, takes: &str) -> Result
 fn parse_timeout(text: &str, option: &str) -> Result<Duration, Error> {
     let parsed = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     // A year is longer than any run, and small enough to be added to any clock.
-    let limit = Duration::from_secs(366 * 86_400);
-    let timeout = parsed.filter(|timeout| !timeout.is_zero() && *timeout <= limit);
+    let timeout = parsed.filter(|it| !it.is_zero() && *it <= Duration::from_secs(366 * 86_400));
     checked(timeout, text, option, "a number of seconds above 0")
 }
 
@@ -795,32 +751,29 @@ fn parse_output(text: &str, option: &str) -> Result<Output, Error> {
     checked(named, text, option, "token, header, env, json or none")
 }
 
-/// A token endpoint: `https`, or `http` on a loopback address. It is checked before ureq sees it,
-/// which would send user info and take another port for a bad one in silence. A host of Salesforce
-/// may stand without the path.
+/// A token endpoint: `https`, or `http` on a loopback address; a host of Salesforce may stand without
+/// the path. ureq would send user info, and take another port for a bad one in silence.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
-    const MY_DOMAIN: &str = ".my.salesforce.com";
     const PAGES: [&str; 2] = [".lightning.force.com", ".my.salesforce-setup.com"];
     let bad = |(what, hint): (&str, &str)| usage(format!("{origin}: {what}"), hint);
     let example = "https://MyDomain.my.salesforce.com/services/oauth2/token";
     let uri = url.parse::<Uri>().ok().filter(|uri| uri.scheme().is_some());
     let uri = uri.ok_or_else(|| bad(("not a whole URL", example)))?;
-    let given = uri.authority().map_or_else(String::new, |at| at.as_str().to_ascii_lowercase());
-    let host = PAGES.iter().fold(given.clone(), |host, page| host.replace(page, MY_DOMAIN));
+    let at = uri.authority().map_or_else(String::new, |at| at.as_str().to_ascii_lowercase());
+    let host = PAGES.iter().fold(at.clone(), |at, page| at.replace(page, ".my.salesforce.com"));
     let right = format!("https://{host}/services/oauth2/token");
-    let is_page = host != given || uri.path().ends_with("/services/oauth2/authorize");
+    let is_page = host != at || uri.path().ends_with("/services/oauth2/authorize");
     let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
     first_problem(&[
-        (given.contains('@'), "user information in the URL", "--basic sends it"),
+        (at.contains('@'), "user information in the URL", "--basic sends it"),
         (!has_valid_authority(&uri), "no valid host and port", example),
         (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
         (!is_https(&uri) && !is_here, "not https; plain http is for loopback alone", example),
         (is_page, "that is a page of the browser's, not the token endpoint", &right),
     ])
     .map_err(bad)?;
-    let is_login = ["login.salesforce.com", "test.salesforce.com"].contains(&&*host);
     let is_bare = uri.path() == "/" && uri.query().is_none();
-    let lacks_path = is_bare && (is_login || host.ends_with(MY_DOMAIN));
+    let lacks_path = is_bare && host.ends_with(".salesforce.com");
     Ok(if lacks_path { right.parse().unwrap_or(uri) } else { uri })
 }
 
@@ -855,8 +808,7 @@ fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-/// A CONNECT proxy, `[SCHEME://][USER:PASSWORD@]HOST[:PORT]` as curl reads it: scheme `http`, port
-/// 1080.
+/// A CONNECT proxy, `[SCHEME://][USER:PASSWORD@]HOST[:PORT]` as curl reads it (`http`, port 1080).
 fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     let hint = "http://HOST:PORT, or unset it for a direct connection";
     let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
@@ -895,11 +847,8 @@ fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
 fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
     let hint = "sf org auth show-sfdx-auth-url --json --target-org ALIAS prints one";
     let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
-    let no_url = || bad("not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST");
-    let Some((_, rest)) = text.split_once("force://") else {
-        let is_hidden = text.contains("[REDACTED]");
-        return Err(if is_hidden { bad("sf has hidden the URL here") } else { no_url() });
-    };
+    let no_url = || bad("no sfdx auth URL, force://ID:SECRET:REFRESH@HOST, or sf has hidden it");
+    let (_, rest) = text.split_once("force://").ok_or_else(no_url)?;
     // A table in a narrow terminal goes on in a row without a first cell.
     let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
     if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
@@ -932,8 +881,7 @@ struct Token {
 }
 
 impl Token {
-    /// Reads a token document; one that is empty is where the options say to start. Its refresh token is
-    /// held to RFC 6749 appendix A.17 if it is sent. Errors: file.
+    /// Reads a token document; an empty one is where the options say to start. Errors: file.
     fn parse(bytes: &[u8], options: &Options) -> Result<Self, Error> {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
         let restore = "restore it, or log in again; a shell's > empties a file before it is read";
@@ -964,17 +912,16 @@ impl Token {
     /// What to do about a document without a refresh token, by what it looks like.
     fn what_to_do(members: &Members) -> &'static str {
         let has = |names: &[&str]| names.iter().any(|name| members.contains_key(*name));
-        if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
+        if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
+            "it is nested in another member: move the tokens to the top level of the file"
+        } else if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
             "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"
-        } else if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
-            "the token is nested: move the members beside refresh_token to the top level"
         } else if has(&["refreshToken", "accessToken"]) {
-            "these names are camelCase: use those of OAuth2, access_token and refresh_token"
+            "its names are in camelCase: OAuth2 has access_token and refresh_token"
         } else if has(&["error"]) {
             "this is a refusal of the server, not a token: log in again"
         } else {
-            "log in with the scope refresh_token (or offline_access); a login by JWT has no refresh \
-             token: it is done again, with --grant-type"
+            "log in with the scope refresh_token (or offline_access); a JWT gives none: --grant-type"
         }
     }
 
@@ -999,8 +946,8 @@ impl Token {
         UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 
-    /// Puts a reply into the document: each member replaces the old one or joins. The old tokens stay
-    /// if the reply has none that can be used (RFC 6749 §6). Gives whether the refresh token changed.
+    /// Puts a reply into the document: each member replaces the old one or joins, tokens if they can
+    /// be used (RFC 6749 §6). Gives whether the refresh token changed.
     fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
         let before = self.refresh_token().to_owned();
         let issued = millis_since_1970(now);
@@ -1131,7 +1078,7 @@ const OAUTH_ERRORS: [(&str, &str, Exit, &str); 12] = [
     ("inactive_user inactive_org", "", Exit::Refused, "frozen, locked or inactive: have it activated, log in again"),
     ("rate_limit_exceeded temporarily_unavailable server_error", "", Exit::Temporary, LATER),
     ("invalid_client_id", "", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
-    ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic, some do not"),
+    ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
     ("unauthorized_client", "", Exit::Setup, "allow the app this grant type, and the user the app"),
     ("unsupported_grant_type", "", Exit::Setup, "check --endpoint and --grant-type: the server does not know that type there"),
     ("invalid_scope", "", Exit::Setup, "the scope in --data is not one that the login granted"),
@@ -1158,7 +1105,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let success = matches!(status, 200..=299);
     let json = match json.map(|(json, _)| json) {
         Some(Value::Object(members)) if success && is_grant(&members, request) => {
-            return Reply::Granted(status, members);
+            return Reply::Granted((status, members));
         }
         json => json,
     };
@@ -1184,14 +1131,13 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     }
 }
 
-/// A wait in seconds (RFC 9110 §10.2.3); more than fits is more than any time-out. A date says nothing.
+/// A whole number of seconds, as in RFC 9110 §10.2.3; a date is none. More than fits is the most.
 fn seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// Whether the members hold a usable access token, or a new refresh token: that may be the only one
-/// that works now.
+/// Whether there is a usable access token, or a new refresh token: it may be the only one that works.
 fn is_grant(members: &Members, request: &Request) -> bool {
     let has = |name| members.get(name).is_some_and(is_token);
     let sent = request.refresh_token.as_ref().map(Secret::expose);
@@ -1218,9 +1164,15 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
     if exit == Exit::Temporary {
         return Reply::Later(Error::new(exit, format!("the server is busy{said}"), hint), wait);
     }
-    let works_once = exit == Exit::Refused && request.refresh_token.is_none();
-    let again = "get a new code or assertion: each works once, and for a short time";
-    let hint = if works_once && code == "invalid_grant" { again } else { hint };
+    let hint = match code {
+        "invalid_client" if request.authorization.is_some() => {
+            "check --client-id; this server may want the secret in the form: leave --basic out"
+        }
+        "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => {
+            "get a new code or assertion: each works once, and for a short time"
+        }
+        _ => hint,
+    };
     Reply::Failed(Error::new(exit, format!("refused{said}"), hint))
 }
 
@@ -1228,10 +1180,9 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
     let (is_page, no_reply) = (body.starts_with(b"<"), "not a token reply");
+    let has_token = json.is_some_and(|json| json.get("access_token").is_some());
     let came = match json {
-        Some(Value::Object(members)) if members.contains_key("access_token") => {
-            "JSON with an access_token that cannot be used"
-        }
+        Some(_) if has_token => "JSON with an access_token that cannot be used",
         Some(Value::Object(_)) => "JSON without an access_token",
         Some(other) => kind_of(other),
         None if body.is_empty() => "an empty body",
@@ -1273,15 +1224,13 @@ struct Secrets(Vec<String>);
 impl Secrets {
     /// Adds a secret, unless it is empty.
     fn add(&mut self, secret: &str) {
-        if !secret.is_empty() {
-            self.0.extend([secret.to_owned(), secret.replace(' ', "+")]);
-        }
+        let spellings = [secret.to_owned(), secret.replace(' ', "+")];
+        self.0.extend(spellings.into_iter().filter(|spelling| !spelling.is_empty()));
         // The longest first: a secret may be part of another.
         self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 
-    /// A server's text, decoded once, without control characters and secrets, at most 300
-    /// characters.
+    /// A server's text, decoded once, less control characters and secrets, cut at 300 characters.
     fn mask(&self, text: &str) -> String {
         let hide = |text: &str| self.0.iter().fold(text.to_owned(), |t, s| t.replace(s, "***"));
         // Before as well as after: a secret may hold what looks encoded.
@@ -1296,17 +1245,15 @@ impl Secrets {
 fn decode(text: &str) -> String {
     #[rustfmt::skip]
     const ENTITIES: [(&str, &str); 7] = [
-        ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&#x27;", "'"),
-        ("&amp;", "&"),
+        ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""),
+        ("&#39;", "'"), ("&#x27;", "'"), ("&amp;", "&"),
     ];
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
-        let code = part.split_at_checked(2);
-        let code = code.and_then(|(code, rest)| Some((u8::from_str_radix(code, 16).ok()?, rest)));
-        let (byte, rest) = code.unwrap_or((b'%', part));
-        bytes.push(byte);
-        bytes.extend(rest.bytes());
+        let code = part.get(..2).and_then(|code| u8::from_str_radix(code, 16).ok());
+        bytes.push(code.unwrap_or(b'%'));
+        bytes.extend(part.bytes().skip(if code.is_some() { 2 } else { 0 }));
     }
     let decoded = String::from_utf8_lossy(&bytes).into_owned();
     ENTITIES.iter().fold(decoded, |text, (entity, c)| text.replace(entity, c))
