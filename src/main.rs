@@ -1272,7 +1272,6 @@ struct Request {
     endpoint: Uri,
     authorization: Option<Secret>,
     body: Secret,
-    masked_body: String,
     secrets: Secrets,
     refresh_token: Option<Secret>,
 }
@@ -1284,7 +1283,7 @@ impl Request {
         TOKENS.iter().for_each(|name| secrets.add(token.string(name).unwrap_or_default()));
         let refresh_token = token.refresh_token().to_owned();
         let refresh_token = options.sends_refresh_token().then_some(Secret(refresh_token));
-        let mut fields = vec![("grant_type", options.grant_type.as_str(), false)];
+        let mut fields = vec![("grant_type", options.grant_type.as_str())];
         let mut authorization = None;
         let secret = options.client_secret.as_ref().map(Secret::expose);
         secrets.add(secret.unwrap_or_default());
@@ -1295,41 +1294,39 @@ impl Request {
             secrets.add(&encoded);
             authorization = Some(Secret(format!("Basic {encoded}")));
         } else {
-            fields.push(("client_id", &options.client_id, false));
-            fields.extend(secret.map(|secret| ("client_secret", secret, true)));
+            fields.push(("client_id", &options.client_id));
+            fields.extend(secret.map(|secret| ("client_secret", secret)));
         }
-        fields.extend(refresh_token.as_ref().map(|token| (REFRESH_TOKEN, token.expose(), true)));
+        fields.extend(refresh_token.as_ref().map(|token| (REFRESH_TOKEN, token.expose())));
         for FormField { name, value, .. } in &options.data {
             // A short value is a flag such as a scope; to mask it would garble what a server says.
             if value.expose().len() >= 8 {
                 secrets.add(value.expose());
             }
-            fields.push((name, value.expose(), true));
+            fields.push((name, value.expose()));
         }
+        let encode = |(name, value)| format!("{}={}", form_encoded(name), form_encoded(value));
+        let body = Secret(fields.into_iter().map(encode).collect::<Vec<_>>().join("&"));
         let endpoint = options.endpoint_for(token)?;
-        let (body, masked_body) = (Secret(form(&fields, false)), form(&fields, true));
-        Ok(Self { endpoint, authorization, body, masked_body, secrets, refresh_token })
+        Ok(Self { endpoint, authorization, body, secrets, refresh_token })
     }
 
-    /// What would be sent, with its secrets masked, on stderr.
+    /// What would be sent, with all values masked that may be secret, on stderr.
     fn show(&self) {
         let basic = self.authorization.as_ref().map_or("", |_| "Authorization: Basic ***\n");
-        let (endpoint, body) = (shown(&self.endpoint), &self.masked_body);
+        let fields = self.body.expose().split('&').map(|field| match field.split_once('=') {
+            Some((name, _)) if !["grant_type", "client_id"].contains(&name) => {
+                format!("{name}=***")
+            }
+            _ => field.to_owned(),
+        });
+        let (endpoint, body) = (shown(&self.endpoint), fields.collect::<Vec<_>>().join("&"));
         let _ = write!(
             io::stderr(),
             "POST {endpoint}\nAccept: application/json\n\
              Content-Type: application/x-www-form-urlencoded\n{basic}\n{body}\n"
         );
     }
-}
-
-/// A form of names, values and whether they are secret, each value encoded or masked.
-fn form(fields: &[(&str, &str, bool)], masked: bool) -> String {
-    let field = |(name, value, secret): &(&str, &str, bool)| {
-        let value = if masked && *secret { "***".to_owned() } else { form_encoded(value) };
-        format!("{}={value}", form_encoded(name))
-    };
-    fields.iter().map(field).collect::<Vec<_>>().join("&")
 }
 
 /// `application/x-www-form-urlencoded` (RFC 6749 appendix B).
@@ -1357,8 +1354,7 @@ fn base64(bytes: &[u8]) -> String {
     encoded
 }
 
-/// One POST, and what came of it. `save` is prepared before its body goes out, and keeps the reply
-/// as soon as it is in.
+/// One POST, and what came of it. `save` is prepared before the body goes out, and keeps the reply.
 fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     run.step(&format!("POST {}", shown(&request.endpoint)));
     // Room for the reply is taken now: between a grant and its save each system call counts, and to
@@ -1411,14 +1407,12 @@ struct Exchange<'a, 'b> {
     unsent: &'a [u8],
     /// The refresh token may have reached the server.
     sent: bool,
-    /// Why the save cannot work.
     failure: Option<Error>,
     received: Vec<u8>,
 }
 
 impl Exchange<'_, '_> {
-    /// Reads a response to its end, or to where it breaks off. What may be a whole grant is kept at
-    /// once: ureq's work at the end of a body would widen the window for a kill.
+    /// Reads a response to its end, or to where it breaks off. What may be a whole grant is kept.
     fn receive(mut self, response: Response<ureq::Body>) -> Reply {
         let (head, source) = response.into_parts();
         let mut reader = source.into_with_config().limit(MAX_DOCUMENT).reader();
@@ -1430,6 +1424,7 @@ impl Exchange<'_, '_> {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => break Some(ureq::Error::from(e)),
             }
+            // At once: ureq's work at the end of a body would widen the window for a kill.
             let is_whole = self.received.trim_ascii_end().ends_with(b"}");
             if let (Some(save), true) = (&self.save, head.status.is_success() && is_whole) {
                 save.keep(&self.received);
@@ -1474,7 +1469,6 @@ fn new_agent(options: &mut Options) -> Client {
         .tls_config(TlsConfig::builder().root_certs(roots).build())
         .http_status_as_error(false)
         .max_redirects(0)
-        .max_redirects_will_error(false)
         .user_agent(concat!("sf-refresh/", env!("CARGO_PKG_VERSION")))
         // ureq's buffers of 128 KiB are for downloads; each connection has two pairs of them.
         .input_buffer_size(16 * 1024)
@@ -1490,8 +1484,7 @@ fn new_agent(options: &mut Options) -> Client {
 }
 
 /// Connects to the first address of a host, or of its proxy, that answers, and tells `reached` which.
-/// Each has a short patience in turn, so that a dead one holds up no other; then those that were
-/// silent share the time that is left. ureq's own gives the first one half of it.
+/// ureq's own gives half of the time to the first one, and a dead one would hold up the others.
 #[derive(Debug)]
 struct InTurn {
     reached: mpsc::Sender<SocketAddr>,
@@ -1506,12 +1499,8 @@ impl<In: Transport> Connector<In> for InTurn {
         tunnel: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let tcp = TcpConnector::default();
-        if tunnel.is_some() {
+        let (UreqInstant::Exact(start), None) = (details.now, &tunnel) else {
             return tcp.connect(details, tunnel);
-        }
-        let start = match details.now {
-            UreqInstant::Exact(start) => start,
-            _ => Instant::now(),
         };
         let mut one = ConnectionDetails {
             addrs: details.resolver.empty(),
@@ -1520,7 +1509,7 @@ impl<In: Transport> Connector<In> for InTurn {
             register_shutdown: details.register_shutdown.clone(),
             ..*details
         };
-        // The only address of a host gets all the time at once.
+        // A short patience for each; those that were silent then share the time that is left.
         let patience = if details.addrs.len() > 1 { PATIENCE } else { Duration::MAX };
         let mut turns: Vec<_> = details.addrs.iter().map(|address| (*address, patience)).collect();
         let (mut tried, mut failure) = (0, ureq::Error::HostNotFound);
@@ -1549,8 +1538,7 @@ impl<In: Transport> Connector<In> for InTurn {
     }
 }
 
-/// Looks names up in a thread of its own, for the system's resolver knows no time-out. ureq's own
-/// one does so even for addresses, and panics where no thread can be had.
+/// Looks names up. ureq's own one makes a thread even for addresses, and panics if it gets none.
 #[derive(Debug)]
 struct NameResolver;
 
@@ -1580,7 +1568,8 @@ impl Resolver for NameResolver {
     }
 }
 
-/// The addresses of a name. The error is [`ureq::Error::Other`] with the resolver's own words.
+/// The addresses of a name, by a thread, for the system's resolver knows no time-out. The resolver's
+/// own words are an [`ureq::Error::Other`].
 fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
     let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect);
     let (sender, receiver) = mpsc::channel();
@@ -1607,8 +1596,8 @@ fn proxy_refusal(status: u16) -> (Exit, &'static str, &'static str) {
     }
 }
 
-/// What rustls says, as a part of its text in lower case without blanks; what it means, with `{}`
-/// for its last words; a hint, with `{year}` for this machine's. The first row that fits counts.
+/// A part of what rustls says, in lower case without blanks; what it means (`{}`: its last words); a
+/// hint. The first row that fits counts.
 #[rustfmt::skip]
 const TLS_FAILURES: [(&str, &str, &str); 12] = [
     ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
@@ -1629,13 +1618,8 @@ const TLS_FAILURES: [(&str, &str, &str); 12] = [
 const ENDPOINT_HINT: &str = "check --endpoint";
 const CLOCK_HINT: &str = "this machine's clock says that it is {year}: is that right?";
 const NETWORK_HINT: &str = "check network, host name and proxy, or run it again later";
-/// The hint if a name is not found. musl's resolver takes an error about IPv6 for the whole answer.
-const NAME_HINT: &str = if cfg!(target_env = "musl") {
-    "check the network and the name; if others find it, the name server may refuse its IPv6 \
-     question: put 'ADDRESS NAME' into /etc/hosts, or use the build for glibc"
-} else {
-    NETWORK_HINT
-};
+// musl's resolver takes an error about IPv6 for the whole answer.
+const NAME_HINT: &str = "check network and name; a musl build needs IPv6 answers or /etc/hosts too";
 
 /// A failure before the refresh token was sent to `host`.
 fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
@@ -1672,9 +1656,9 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
     Error::new(exit, format!("{what}; nothing was sent"), hint)
 }
 
-/// What a failure of TLS means, and a hint; ureq passes it on as an I/O error, told by its text.
-/// Nothing if the network cut the handshake short.
+/// What a failure of TLS means, and a hint; nothing if the network cut the handshake short.
 fn tls_failure(cause: &io::Error) -> Option<(String, &'static str)> {
+    // ureq passes it on as an I/O error.
     let text = cause.to_string();
     let plain = text.to_ascii_lowercase().replace(' ', "");
     let mut rows = TLS_FAILURES.into_iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
@@ -1723,8 +1707,7 @@ struct TokenFile {
 }
 
 impl TokenFile {
-    /// Opens and locks a token file, or makes it if the options allow that, and finishes an
-    /// interrupted save (a dry run does so in memory alone).
+    /// Opens (or makes) and locks a token file, and finishes an interrupted save, if need be in memory.
     fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
         let mut finished = 0;
         loop {
@@ -1733,29 +1716,35 @@ impl TokenFile {
             if !file.is_named(path) {
                 // Somebody renamed another over it: the former holder of the lock, or a login.
                 file.note_access_token(run);
-                file.check_named(path, run)?;
+                if fs::metadata(path).is_ok_and(|now| now.nlink() == 0) {
+                    let what = "is mounted and was removed or replaced";
+                    let hint = "its name is gone on the host: mount the folder, not the file";
+                    return Err(Error::new(Exit::File, what, hint));
+                }
+                if run.left().is_zero() {
+                    return Err(lock_held());
+                }
                 continue;
             }
-            file.metadata = file.handle.metadata().map_err(|e| file_error("examine", &e))?;
+            file.metadata = file.handle.metadata().map_err(|e| file_error("examine it", e, ""))?;
             let journal = Journal::left_over(&file, run)?;
-            file.bytes = file.read().map_err(|e| file_error("read", &e))?;
+            file.bytes = file.read().map_err(|e| file_error("read it", e, ""))?;
             run.step("locked");
-            match journal {
-                None => return Ok(file),
-                Some(journal) if run.options.dry_run => {
-                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
-                        file.bytes = token.to_json();
-                    }
-                    return Ok(file);
-                }
-                Some(_) if finished > 2 => {
-                    let hint = "remove it: the token file has what it holds";
-                    return Err(Error::new(Exit::File, "its journal cannot be removed", hint));
-                }
-                // Then it is looked at again: its name may stand for the former journal.
-                Some(journal) => journal.finish(&file, run)?,
+            let Some(journal) = journal else { return Ok(file) };
+            if finished > 2 {
+                let hint = "remove it: the token file has what it holds";
+                return Err(Error::new(Exit::File, "its journal cannot be removed", hint));
             }
-            finished += 1;
+            if !run.options.dry_run {
+                // Then it is looked at again: its name may stand for the former journal.
+                journal.finish(&file, run)?;
+                finished += 1;
+                continue;
+            }
+            if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
+                file.bytes = token.to_json();
+            }
+            return Ok(file);
         }
     }
 
@@ -1765,42 +1754,28 @@ impl TokenFile {
         let (path, made) = match fs::canonicalize(path) {
             Ok(real) => (real, false),
             Err(e) if e.kind() == ErrorKind::NotFound && may_make => (path.to_owned(), true),
-            Err(e) => return Err(cannot_open(&e)),
+            Err(e) => return Err(cannot_open(e)),
         };
         if !made {
-            check_regular(&fs::metadata(&path).map_err(|e| cannot_open(&e))?)?;
+            check_regular(&fs::metadata(&path).map_err(cannot_open)?)?;
         }
         let mut how = OpenOptions::new();
-        let how = how.read(true).write(true).create_new(made).mode(0o600);
-        match how.open(&path) {
-            Ok(handle) => {
-                let metadata = handle.metadata().map_err(|e| cannot_open(&e))?;
-                check_regular(&metadata)?;
-                Ok(Self { path, handle, metadata, bytes: Vec::new(), made })
-            }
+        let handle = match how.read(true).write(true).create_new(made).mode(0o600).open(&path) {
             // Another run was faster to make it, or a symlink leads nowhere.
             Err(e) if made && e.kind() == ErrorKind::AlreadyExists && path.exists() => {
-                Self::open(&path, false)
+                return Self::open(&path, false);
             }
-            Err(e) => Err(cannot_open(&e)),
-        }
+            opened => opened.map_err(cannot_open)?,
+        };
+        let metadata = handle.metadata().map_err(cannot_open)?;
+        check_regular(&metadata)?;
+        Ok(Self { path, handle, metadata, bytes: Vec::new(), made })
     }
 
     /// Looks at the token while another run is at work on it.
     fn note_access_token(&self, run: &mut Run) {
         let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, run.options).ok());
         token.iter().for_each(|token| run.note(token));
-    }
-
-    /// Why a file that its name does not stand for cannot be used. Errors: a mount of a file that has
-    /// no name, or the time is over.
-    fn check_named(&mut self, path: &Path, run: &Run) -> Result<(), Error> {
-        self.made = false;
-        if fs::metadata(path).is_ok_and(|now| now.nlink() == 0) {
-            let hint = "its name is gone on the host: mount the folder, not the file";
-            return Err(Error::new(Exit::File, "is mounted and was removed or replaced", hint));
-        }
-        if run.left().is_zero() { Err(lock_held()) } else { Ok(()) }
     }
 
     /// When the file was last written, which is the age of a token that does not tell its own.
@@ -1822,7 +1797,11 @@ impl TokenFile {
             }
         }
         bytes.truncate(trimmed(&bytes).len());
-        if bytes.len() as u64 > MAX_DOCUMENT { Err(too_large()) } else { Ok(bytes) }
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            Err(ErrorKind::FileTooLarge.into())
+        } else {
+            Ok(bytes)
+        }
     }
 
     /// Whether this name stands for the file.
@@ -1842,28 +1821,26 @@ impl TokenFile {
         Token::parse(trimmed(&bytes), options).ok()
     }
 
-    /// Writes a document over what the file held, never cutting it: a power failure during a cut
-    /// leaves NULs, and other programs do not take these for JSON.
+    /// Writes a document over what the file held. It is never cut: a power failure during a cut leaves
+    /// NULs, which are no JSON to others.
     fn overwrite(&self, document: &[u8]) -> io::Result<()> {
         self.grow(document.len() as u64)?;
-        write_over(&self.handle, document, self.bytes.len())?;
+        write_padded(&self.handle, document, 0, self.bytes.len() as u64)?;
         self.handle.sync_all()
     }
 
-    /// Makes the file so long with blanks, and has that on the disk: a power failure must not leave a
-    /// document cut at the old length.
+    /// Makes the file so long with blanks, on the disk: a power failure must not cut a document short.
     fn grow(&self, length: u64) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
         if now >= length {
             return Ok(());
         }
-        self.handle.write_all_at(&blanks(length - now), now)?;
+        write_padded(&self.handle, b"", now, length)?;
         self.handle.sync_all()
     }
 }
 
 impl Drop for TokenFile {
-    /// Removes a file that this run made, if it is still empty.
     fn drop(&mut self) {
         if self.made && self.bytes.is_empty() && self.is_unchanged_at(&self.path) {
             let _ = fs::remove_file(&self.path);
@@ -1874,8 +1851,7 @@ impl Drop for TokenFile {
 /// What comes in a journal between the document and what that is to replace.
 const REPLACES: &[u8] = b"\nreplaces:\n";
 
-/// `.NAME.sf-refresh` beside the token file, which holds the reply until that is saved. It is
-/// locked while its run lives.
+/// `.NAME.sf-refresh`, which holds the reply until it is saved. It is locked while its run lives.
 struct Journal {
     path: PathBuf,
     handle: File,
@@ -1890,12 +1866,11 @@ impl Journal {
         file.with_file_name(name)
     }
 
-    /// Makes one with the file's owner and `room` bytes for the document: blanks, so that what is written
-    /// over them is whole before they are cut. It has the file's mode if it can take its place.
+    /// Makes one with the file's owner (and mode, if it can take its place) and `room` bytes of blanks.
     fn make_at(path: PathBuf, save: &Save, room: u64) -> io::Result<Self> {
         let handle = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let journal = Self { path, handle };
-        let prepare = |file: &File| {
+        let prepare = |file: &File| -> io::Result<()> {
             file.try_lock()?;
             // Another run may have taken it for one that was left over.
             journal.is_ours().then_some(()).ok_or(ErrorKind::WouldBlock)?;
@@ -1907,33 +1882,29 @@ impl Journal {
             if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            file.write_all_at(&[blanks(room), save.replaced()].concat(), 0)
+            let room = usize::try_from(room).unwrap_or(RESERVE);
+            file.write_all_at(&[vec![b' '; room], save.replaced()].concat(), 0)
         };
-        let prepared: io::Result<()> = prepare(&journal.handle);
-        prepared.inspect_err(|_| journal.remove())?;
+        prepare(&journal.handle).inspect_err(|_| journal.remove())?;
         Ok(journal)
     }
 
-    /// The journal of an earlier run; that of a live one is waited for. Errors: what stands there
-    /// and is no journal of this file's owner.
+    /// The journal of an earlier run; that of a live one is waited for. Errors: it cannot be one.
     fn left_over(file: &TokenFile, run: &mut Run) -> Result<Option<Self>, Error> {
         let path = Self::path_beside(&file.path);
         while let Ok(metadata) = fs::symlink_metadata(&path) {
-            let in_the_way = |what: &str| {
-                let hint = format!("look at it, and remove it if not wanted: {}", path.display());
-                Err(Error::new(Exit::File, format!("the journal beside it {what}"), hint))
+            let opened = if !metadata.is_file() || metadata.nlink() > 1 {
+                Err(io::Error::other("it is not a regular file with one name"))
+            } else if metadata.uid() != file.metadata.uid() {
+                Err(io::Error::other("it belongs to another user"))
+            } else {
+                OpenOptions::new().read(true).write(true).open(&path)
             };
-            if !metadata.is_file() || metadata.nlink() > 1 {
-                return in_the_way("is not a regular file with one name");
+            if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                continue;
             }
-            if metadata.uid() != file.metadata.uid() {
-                return in_the_way("belongs to another user");
-            }
-            let handle = match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(handle) => handle,
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                Err(e) => return in_the_way(&format!("cannot be read: {}", describe(&e))),
-            };
+            let hint = format!("look at it, and remove it if not wanted: {}", path.display());
+            let handle = opened.map_err(|e| file_error("use the journal beside it", e, &hint))?;
             lock_within(&handle, run, |_| ())?;
             let journal = Self { path: path.clone(), handle };
             if journal.is_ours() {
@@ -1960,10 +1931,10 @@ impl Journal {
     /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
-        let (grant, rest) = match first_json(&bytes) {
-            Some((Value::Object(members), end)) => (Token { members }, &bytes[end..]),
-            _ => return Ok(LeftOver::Nothing),
+        let Some((Value::Object(members), end)) = first_json(&bytes) else {
+            return Ok(LeftOver::Nothing);
         };
+        let (grant, rest) = (Token { members }, &bytes[end..]);
         if check_token(grant.refresh_token()).is_err() {
             return Ok(LeftOver::Nothing);
         }
@@ -1972,8 +1943,12 @@ impl Journal {
         let granted_at = self.handle.metadata()?.modified()?;
         let is_older = file.modified().is_some_and(|modified| modified > granted_at);
         let is_as_before = replaced.map_or(!is_older, |replaced| file.bytes == replaced);
-        let new = grant.to_json();
-        let is_half_written = is_mixture(&file.bytes, &new, replaced.unwrap_or_default());
+        // Each byte is from either document, or a blank behind its end: one was being written over
+        // the other.
+        let (new, old) = (grant.to_json(), replaced.unwrap_or_default());
+        let at = |text: &[u8], i| text.get(i).copied().unwrap_or(b' ');
+        let is_half_written = !file.bytes.is_empty()
+            && file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(old, i));
         Ok(match Token::parse(&file.bytes, options) {
             // It may be the bare reply.
             Ok(mut token) if is_as_before => {
@@ -1987,63 +1962,52 @@ impl Journal {
         })
     }
 
-    /// Finishes the save of an earlier run, or keeps its grant in a file of its own if the token file
-    /// was written later; then the journal is gone.
+    /// Saves what it holds, or keeps that in a file of its own if the token file was written later.
     fn finish(self, file: &TokenFile, run: &Run) -> Result<(), Error> {
-        let failed = |cause: &io::Error| {
-            let message = format!("cannot finish an interrupted save: {}", describe(cause));
-            Error::new(
-                Exit::File,
-                message,
-                format!("the newest grant is in {}", self.path.display()),
-            )
-        };
-        match self.read(file, run.options) {
-            Err(cause) => return Err(failed(&cause)),
-            Ok(LeftOver::Nothing) => {}
-            Ok(LeftOver::Superseded(grant)) => {
-                let Some(kept) = write_rescue_file(&file.path, &grant.to_json()) else {
-                    return Err(failed(&ErrorKind::StorageFull.into()));
-                };
+        let hint = format!("the newest grant is in {}", self.path.display());
+        let failed = |cause| file_error("finish an interrupted save", cause, &hint);
+        match self.read(file, run.options).map_err(failed)? {
+            LeftOver::Nothing => {}
+            LeftOver::Superseded(grant) => {
+                let kept = write_rescue_file(&file.path, &grant.to_json());
+                let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
                 let kept = kept.display();
                 run.status(&format!("it is newer than its journal, whose grant is now in {kept}"));
             }
-            Ok(LeftOver::Unsaved(token, granted_at)) => {
+            LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json();
                 let mut save = Save::new(file, 0);
                 save.granted_at = Some(granted_at);
-                save.journal = Some(self.replaced(&document, &save).map_err(|e| failed(&e))?);
+                save.journal = Some(self.replaced(&document, &save).map_err(failed)?);
                 match save.commit(&document) {
                     Ok(_) => run.step("finished an interrupted save"),
-                    Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(&cause)),
+                    Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(cause)),
                     // What changed just now is looked at anew.
                     Err(_) => {}
                 }
                 return Ok(());
             }
         }
-        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of", &e))
+        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of it", e, ""))
     }
 
-    /// Puts another in its place that holds the whole document: what is rewritten where it stands can
-    /// be torn by a power failure, and this is the only copy.
+    /// Puts one in its place with the whole document: to write over the only copy could tear it.
     fn replaced(&self, document: &[u8], save: &Save) -> io::Result<Self> {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
         let fresh = Self::make_at(path, save, document.len() as u64)?;
         let done = fresh.write(document, save).and_then(|()| fs::rename(&fresh.path, &self.path));
         done.inspect_err(|_| fresh.remove())?;
-        Ok(Self { path: self.path.clone(), handle: fresh.handle })
+        Ok(Self { path: self.path.clone(), ..fresh })
     }
 
-    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file, by as
-    /// little as the file system can tell, even if the clock is behind: see [`Journal::read`].
+    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file.
     fn write(&self, text: &[u8], save: &Save) -> io::Result<()> {
-        let length = usize::try_from(self.handle.metadata()?.len()).unwrap_or_default();
-        write_over(&self.handle, text, length)?;
+        write_padded(&self.handle, text, 0, self.handle.metadata()?.len())?;
         self.handle.set_len(text.len() as u64)?;
         save.granted_at.map_or(Ok(()), |time| self.handle.set_modified(time))?;
         let of_file = save.file.metadata.modified()?;
+        // By as little as the file system can tell, even if the clock is behind: see [`Journal::read`].
         for step in [Duration::from_millis(1), Duration::from_secs(2)] {
             if self.handle.metadata()?.modified()? <= of_file {
                 self.handle.set_modified(of_file + step)?;
@@ -2063,14 +2027,12 @@ enum LeftOver {
     Unsaved(Token, SystemTime),
 }
 
-/// A save, from the moment before the request until the document is in its place. If no grant came
-/// in, it leaves no journal.
+/// A save, from before the request until the document is in its place. Without a grant it leaves no journal.
 struct Save<'a> {
     file: &'a TokenFile,
     journal: Option<Journal>,
     /// Nothing is lost if another inode takes the file's name.
     can_rename: bool,
-    /// The length of the document before the grant, in bytes.
     length: usize,
     /// When the grant came in, if not just now.
     granted_at: Option<SystemTime>,
@@ -2090,37 +2052,31 @@ impl<'a> Save<'a> {
     }
 
     /// Proves that the save will work before the refresh token is spent: makes the journal, or room in
-    /// the file itself, for what it holds and what the reply adds. Errors: file, or a journal that
-    /// another run has made just now.
+    /// the file itself. Errors: file, or another run has made a journal just now.
     fn prepare(&mut self) -> Result<(), Error> {
+        use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
         let (file, room) = (self.file, (self.length + RESERVE) as u64);
         if self.length as u64 > MAX_DOCUMENT {
-            return Err(file_error("renew", &too_large()));
+            return Err(file_error("renew it", ErrorKind::FileTooLarge.into(), ""));
         }
-        let failed = |what: &str, cause: &io::Error| {
-            let hint = "make room, or put the file elsewhere; nothing was sent";
-            Error::new(Exit::File, format!("cannot {what}: {}", describe(cause)), hint)
-        };
+        let hint = "make room, or put the file elsewhere; nothing was sent";
         // A journal on another device may be gone together with a container.
         let device = fs::metadata(folder_of(&file.path)).map(|folder| folder.dev());
         if device.is_ok_and(|device| device == file.metadata.dev()) {
-            use ErrorKind as Kind;
-            let made = Journal::make_at(Journal::path_beside(&file.path), self, room);
-            match made.map_err(|e| (e.kind(), e)) {
+            match Journal::make_at(Journal::path_beside(&file.path), self, room) {
                 Ok(journal) => {
                     self.journal = Some(journal);
                     return self.check_unchanged();
                 }
-                Err((Kind::AlreadyExists | Kind::WouldBlock, _)) => return Err(lock_held()),
-                Err((
-                    Kind::PermissionDenied | Kind::ReadOnlyFilesystem | Kind::InvalidFilename,
-                    _,
-                )) => {}
-                Err((_, e)) => return Err(failed("make the journal", &e)),
+                Err(e) => match e.kind() {
+                    AlreadyExists | ErrorKind::WouldBlock => return Err(lock_held()),
+                    PermissionDenied | ReadOnlyFilesystem | InvalidFilename => {}
+                    _ => return Err(file_error("make the journal", e, hint)),
+                },
             }
         }
         // These blanks stay, so that a run that ends here has nothing to undo.
-        file.grow(room).map_err(|e| failed("reserve room", &e))?;
+        file.grow(room).map_err(|e| file_error("reserve room", e, hint))?;
         self.check_unchanged()
     }
 
@@ -2133,10 +2089,10 @@ impl<'a> Save<'a> {
         Err(Error::new(Exit::Temporary, message, LATER))
     }
 
-    /// Keeps a reply in the journal as it came in, before anything else is done with it: if it is a
-    /// grant and this run is killed, the next one finds it there. [`Save::commit`] tells a failure.
+    /// Keeps a reply in the journal as it came in, so that the next run finds it if this one is killed.
     fn keep(&self, reply: &[u8]) {
         if let Some(journal) = &self.journal {
+            // [`Save::commit`] tells a failure.
             let _ = journal.handle.write_all_at(reply, 0);
         }
     }
@@ -2192,8 +2148,8 @@ impl<'a> Save<'a> {
         }
     }
 
-    /// Swaps journal and file, so that nothing is lost that another program puts there in this very
-    /// moment. Gives whether the file was still what was read; if not, it is again.
+    /// Swaps journal and file, so that nothing is lost that another program puts there just now. Gives
+    /// whether the file was still what was read; if not, it is again.
     fn rename(&self, journal: &Journal) -> io::Result<bool> {
         if os::exchange(&journal.path, &self.file.path).is_err() {
             // Not every file system can.
@@ -2214,10 +2170,10 @@ impl Drop for Save<'_> {
     }
 }
 
-/// A grant that is in no token file: why (nothing if another program changed the file meanwhile), and
-/// the journal that holds it, if one does.
+/// A grant that is in no token file. No cause: another program changed the file meanwhile.
 struct NotSaved {
     cause: Option<io::Error>,
+    /// The journal that holds it, if one does.
     journal: Option<Journal>,
 }
 
@@ -2231,7 +2187,7 @@ fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Re
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
             Err(TryLockError::Error(e)) => {
                 let hint = "put the file where files can be locked: NFS needs its lock service";
-                return Err(Error::new(Exit::File, format!("cannot lock: {}", describe(&e)), hint));
+                return Err(file_error("lock", e, hint));
             }
         }
         if !mem::replace(&mut waited, true) {
@@ -2251,14 +2207,6 @@ fn lock_held() -> Error {
     Error::new(Exit::Temporary, "another run holds the lock; nothing was sent", hint)
 }
 
-/// Whether a text has at each place what one of two others has there, blanks behind their ends: the
-/// one is being written over the other.
-fn is_mixture(text: &[u8], one: &[u8], other: &[u8]) -> bool {
-    let at = |text: &[u8], place: usize| text.get(place).copied().unwrap_or(b' ');
-    !text.is_empty()
-        && text.iter().enumerate().all(|(i, byte)| *byte == at(one, i) || *byte == at(other, i))
-}
-
 /// A text less the blanks and NULs at its end. Some file systems leave NULs where the power fails.
 fn trimmed(text: &[u8]) -> &[u8] {
     let end = text.iter().rposition(|b| !b.is_ascii_whitespace() && *b != 0);
@@ -2272,25 +2220,21 @@ fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
 
 /// Refuses what is no regular file, or too large to be a token even if half of it is blanks.
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
-    if !metadata.is_file() {
-        let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
-        return Err(Error::new(Exit::File, what, "name the token file itself"));
-    }
-    let is_large = metadata.len() > 2 * MAX_DOCUMENT;
-    if is_large { Err(file_error("read", &too_large())) } else { Ok(()) }
+    let what = match metadata.is_file() {
+        true if metadata.len() <= 2 * MAX_DOCUMENT => return Ok(()),
+        true => return Err(file_error("read it", ErrorKind::FileTooLarge.into(), "")),
+        false if metadata.is_dir() => "is a folder",
+        false => "is not a regular file",
+    };
+    Err(Error::new(Exit::File, what, "name the token file itself"))
 }
 
-/// So many blanks: room that is taken, and still JSON.
-fn blanks(length: u64) -> Vec<u8> {
-    vec![b' '; usize::try_from(length).unwrap_or(RESERVE)]
-}
-
-/// Writes a document over `length` bytes of something else, in one piece, with blanks over what it
-/// is shorter.
-fn write_over(file: &File, document: &[u8], length: usize) -> io::Result<()> {
-    let mut bytes = document.to_vec();
-    bytes.resize(document.len().max(length), b' ');
-    file.write_all_at(&bytes, 0)
+/// Writes a text at a place, in one piece with blanks behind it up to `end`: it is still JSON then.
+fn write_padded(file: &File, text: &[u8], place: u64, end: u64) -> io::Result<()> {
+    let length = usize::try_from(end - place).unwrap_or_default();
+    let mut bytes = text.to_vec();
+    bytes.resize(text.len().max(length), b' ');
+    file.write_all_at(&bytes, place)
 }
 
 /// The folder of a path.
@@ -2312,16 +2256,10 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-/// The error for what is over a limit.
-fn too_large() -> io::Error {
-    io::Error::new(ErrorKind::FileTooLarge, "too large")
-}
-
-/// Writes a document that cannot be in the token file into a new one that only its owner can read:
-/// beside it, else here, else in the folder for such.
+/// Writes a document into a new private file: beside the token file, else here, else in the temp folder.
 fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
     folders.into_iter().find_map(|folder| {
@@ -2354,10 +2292,10 @@ fn say_line(text: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Prints what is nowhere lost if it does not arrive: a reader that has gone away needs it no more.
-/// On failure `note` is added to the message.
+/// Prints what can be had again. On failure `note` is added to the message.
 fn print_result(text: &[u8], note: &str, hint: &str) -> Result<(), Error> {
     match print(text) {
+        // A reader that has gone away needs it no more.
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
             Err(Error::new(Exit::Undelivered, cannot_print(&e) + note, hint))
         }
@@ -2383,25 +2321,20 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
         let hint = "keep what is on stdout: it is the only copy of the new grant";
         Some(("the new document is on stdout".to_owned(), hint))
     };
-    let in_file = |hint| {
+    let in_file = || {
         let path = write_rescue_file(beside, document)?;
         failure.journal.iter().for_each(Journal::remove);
+        let hint = "keep the one that works, that file or the token file, in its place";
         Some((format!("it is in {}", path.display()), hint))
     };
-    let (why, place) = match &failure.cause {
-        None => {
-            let hint = "the file is as the other program left it: keep the one that works";
-            let place = in_file(hint).or_else(in_journal);
-            ("another program changed the file meanwhile".to_owned(), place)
-        }
-        Some(cause) => {
-            let hint = "put it in the place of the old token document";
-            let place = in_journal().or_else(on_stdout).or_else(|| in_file(hint));
-            (format!("cannot save: {}", describe(cause)), place)
-        }
+    let cause = failure.cause.as_ref().map(|cause| format!("cannot save: {}", describe(cause)));
+    let place = match cause {
+        None => in_file().or_else(in_journal),
+        Some(_) => in_journal().or_else(on_stdout).or_else(in_file),
     };
-    let nowhere = || ("nor save it elsewhere".to_owned(), "log in again");
-    let (place, hint) = place.unwrap_or_else(nowhere);
+    let why = cause.as_deref().unwrap_or("another program changed the file meanwhile");
+    let nowhere = ("nor save it elsewhere".to_owned(), "log in again");
+    let (place, hint) = place.unwrap_or(nowhere);
     Error::new(Exit::Undelivered, format!("granted, but {why}; {place}"), hint)
 }
 
@@ -2439,13 +2372,13 @@ fn describe(cause: &io::Error) -> String {
     letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
 }
 
-/// A failure of a step on the token file, before anything was sent.
-fn file_error(what: &str, cause: &io::Error) -> Error {
-    Error::new(Exit::File, format!("cannot {what} it: {}", describe(cause)), "")
+/// A failure to do `what` with the token file or its journal.
+fn file_error(what: &str, cause: io::Error, hint: &str) -> Error {
+    Error::new(Exit::File, format!("cannot {what}: {}", describe(&cause)), hint)
 }
 
 /// A token file that cannot be opened, and what to do about the usual causes.
-fn cannot_open(cause: &io::Error) -> Error {
+fn cannot_open(cause: io::Error) -> Error {
     let hint = match cause.kind() {
         ErrorKind::NotFound => {
             "check the name and its folder; --sfdx-url-file or --grant-type can make a first one"
@@ -2455,7 +2388,7 @@ fn cannot_open(cause: &io::Error) -> Error {
         }
         _ => "",
     };
-    Error::new(Exit::File, format!("cannot open: {}", describe(cause)), hint)
+    file_error("open", cause, hint)
 }
 
 // ---- System: what std does not reach. The only unsafe code. ----
@@ -2475,7 +2408,8 @@ mod os {
     static HELD: AtomicI32 = AtomicI32::new(0);
 
     unsafe extern "C" {
-        fn signal(number: c_int, action: usize) -> usize;
+        // Safe: all that is ever set are 0, IGNORE and `note`, which touches nothing but an atomic.
+        safe fn signal(number: c_int, action: usize) -> usize;
         fn flistxattr(file: c_int, list: *mut c_char, size: usize) -> isize;
         fn syscall(number: c_long, ...) -> c_long;
     }
@@ -2484,17 +2418,11 @@ mod os {
         NOTED.store(number, Relaxed);
     }
 
-    /// Sets what a signal does; gives what it did.
-    fn set_action(number: c_int, action: usize) -> usize {
-        // SAFETY: the one function that is ever set, `note`, touches nothing but an atomic.
-        unsafe { signal(number, action) }
-    }
-
     /// From now on stops are noted and not obeyed; ignored ones stay ignored.
     pub fn hold_stops() {
         for number in STOPS {
-            if set_action(number, note as *const () as usize) == IGNORE {
-                set_action(number, IGNORE);
+            if signal(number, note as *const () as usize) == IGNORE {
+                signal(number, IGNORE);
                 let _ = NOTED.compare_exchange(number, 0, Relaxed, Relaxed);
             } else {
                 HELD.fetch_or(1 << number, Relaxed);
@@ -2511,13 +2439,12 @@ mod os {
     pub fn release_stops() -> i32 {
         let held = HELD.swap(0, Relaxed);
         for number in STOPS.into_iter().filter(|number| held & 1 << number != 0) {
-            set_action(number, 0);
+            signal(number, 0);
         }
         noted_stop()
     }
 
-    /// Whether a file has attributes, such as an access control list, that another in its place
-    /// would lack. Labels of the security module do not count.
+    /// Whether a file has attributes that another in its place would lack, such as an ACL.
     pub fn has_attributes(file: &File) -> bool {
         if cfg!(not(target_os = "linux")) {
             return false;
@@ -2527,6 +2454,7 @@ mod os {
         // SAFETY: at most the length of `names` is written to it.
         let length = unsafe { flistxattr(file.as_raw_fd(), list, names.len()) };
         match usize::try_from(length) {
+            // Labels of the security module do not count.
             Ok(length) => names[..length]
                 .split(|byte: &u8| *byte == 0)
                 .any(|name| !name.is_empty() && !name.starts_with(b"security.")),
@@ -2535,14 +2463,13 @@ mod os {
         }
     }
 
-    /// Swaps what two names stand for, in one step (renameat2, Linux 3.15). musl has no function
-    /// for it, and not every file system can.
+    /// Swaps what two names stand for (renameat2, Linux 3.15; musl has no function for it).
     pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
         const ARCHES: [(&str, c_long); 5] =
             [("x86_64", 316), ("x86", 353), ("arm", 382), ("aarch64", 276), ("riscv64", 276)];
-        let known = ARCHES.into_iter().find(|(arch, _)| *arch == std::env::consts::ARCH);
-        let known = known.filter(|_| cfg!(target_os = "linux"));
-        let number = known.ok_or(io::ErrorKind::Unsupported)?.1;
+        let known =
+            |(arch, _): &(&str, _)| *arch == std::env::consts::ARCH && cfg!(target_os = "linux");
+        let (_, number) = ARCHES.into_iter().find(known).ok_or(io::ErrorKind::Unsupported)?;
         let one = CString::new(one.as_os_str().as_encoded_bytes())?;
         let other = CString::new(other.as_os_str().as_encoded_bytes())?;
         let (here, exchange): (c_int, c_int) = (-100, 2); // AT_FDCWD, RENAME_EXCHANGE
