@@ -180,7 +180,10 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         let mut save = Save::new(&file, token.to_json().len());
         match post(run, &request, Some(&mut save)) {
             Reply::Granted(grant) => return keep(run, token, grant, save),
-            Reply::Failed(error) if error.exit == Exit::Refused && run.has_other(&file, &token) => {
+            Reply::Failed(error)
+                if error.message.contains("invalid_grant") && run.has_other(&file, &token) =>
+            {
+                obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
             reply => {
@@ -373,7 +376,10 @@ impl Run<'_> {
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let (error, wait) = match reply {
             Reply::Granted(..) => return Ok(()),
-            Reply::Failed(error) => return Err(self.conclude(error)),
+            Reply::Failed(error) => {
+                os::release_stops();
+                return Err(self.conclude(error));
+            }
             Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
             // At once, for many servers take the token before for some seconds more.
             Reply::Lost(error, wait) => {
@@ -381,17 +387,24 @@ impl Run<'_> {
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
             Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
-            Reply::Changed(_) => return Ok(()),
+            Reply::Changed(_) => return obey_stop(),
         };
         let pause = wait.unwrap_or(self.backoff);
-        if self.retries_left == 0 || pause >= self.left() || os::noted_stop() != 0 {
+        if self.retries_left == 0 || pause >= self.left() {
             return Err(self.conclude(error));
         }
         self.retries_left -= 1;
         if wait.is_none() {
             self.backoff = self.backoff.saturating_mul(2);
         }
-        thread::sleep(pause);
+        let end = Instant::now() + pause;
+        while Instant::now() < end {
+            // After a lost answer stops are still noted: what can be had at once has been tried.
+            if os::noted_stop() != 0 {
+                return Err(self.conclude(error));
+            }
+            thread::sleep(LOCK_POLL.min(end.saturating_duration_since(Instant::now())));
+        }
         self.step(&format!("{}, trying again", error.message));
         Ok(())
     }
@@ -565,7 +578,8 @@ impl Options {
         self.client_secret = self.client_secret.take().or(secret);
         self.client_id = id.trim().to_owned();
         self.endpoint = self.endpoint.take().or(sfdx.endpoint);
-        self.seed = sfdx.seed.filter(|_| self.sends_refresh_token());
+        // One URL is one login: with more files its token would be sent twice, which kills the grant.
+        self.seed = sfdx.seed.filter(|_| self.sends_refresh_token() && self.files.len() == 1);
         Ok(())
     }
 
@@ -1042,16 +1056,22 @@ fn check_token(token: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The refresh token in the JSON of a document or a reply.
+fn refresh_token_in(text: &[u8]) -> Option<String> {
+    Some(reply_json(text)?.get(REFRESH_TOKEN)?.as_str()?.to_owned())
+}
+
 /// Whether a JSON value is a usable token.
 fn is_token(value: &Value) -> bool {
     value.as_str().is_some_and(|token| check_token(token).is_ok())
 }
 
-/// The first JSON value of a text, and where it ends.
-fn first_json(text: &[u8]) -> Option<(Value, usize)> {
-    let mut values = serde_json::Deserializer::from_slice(text).into_iter();
-    let value = values.next()?.ok()?;
-    Some((value, values.byte_offset()))
+/// The first JSON value of a reply. A grant must not be lost to the name of its user: what is not
+/// UTF-8, or half a surrogate pair (RFC 8259 §8.2), becomes some other character.
+fn reply_json(body: &[u8]) -> Option<Value> {
+    let text = String::from_utf8_lossy(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body));
+    let first = |text: &str| serde_json::Deserializer::from_str(text).into_iter().next()?.ok();
+    first(&text).or_else(|| first(&text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff")))
 }
 
 /// A JSON value's kind, with its article.
@@ -1097,13 +1117,9 @@ const CERTIFICATE_HINT: &str = "sf-refresh cannot present one: use an endpoint t
 /// What a whole answer means; secrets of the request in what the server says are not told.
 fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request) -> Reply {
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
-    // A grant must not be lost to the name of its user: what is not UTF-8, or half a surrogate pair
-    // (RFC 8259 §8.2), becomes some other character.
     let text = String::from_utf8_lossy(body);
-    let fixed = || text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff");
-    let json = first_json(text.as_bytes()).or_else(|| first_json(fixed().as_bytes()));
     let success = matches!(status, 200..=299);
-    let json = match json.map(|(json, _)| json) {
+    let json = match reply_json(body) {
         Some(Value::Object(members)) if success && is_grant(&members, request) => {
             return Reply::Granted((status, members));
         }
@@ -1261,7 +1277,7 @@ fn decode(text: &str) -> String {
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{61C}');
+    let turns = matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{61C}' | '\u{FEFF}' | '\u{AD}');
     !c.is_control() && !turns && !matches!(c, '\u{2066}'..='\u{2069}')
 }
 
@@ -1291,7 +1307,7 @@ impl Request {
             // Each is form-encoded before the two are joined (RFC 6749 §2.3.1).
             let pair = format!("{}:{}", form_encoded(&options.client_id), form_encoded(secret));
             let encoded = base64(pair.as_bytes());
-            secrets.add(&encoded);
+            secrets.add(encoded.trim_end_matches('='));
             authorization = Some(Secret(format!("Basic {encoded}")));
         } else {
             fields.push(("client_id", &options.client_id));
@@ -1895,7 +1911,7 @@ impl Journal {
         while let Ok(metadata) = fs::symlink_metadata(&path) {
             let opened = if !metadata.is_file() || metadata.nlink() > 1 {
                 Err(io::Error::other("it is not a regular file with one name"))
-            } else if metadata.uid() != file.metadata.uid() {
+            } else if metadata.uid() != file.metadata.uid() && metadata.len() > 0 {
                 Err(io::Error::other("it belongs to another user"))
             } else {
                 OpenOptions::new().read(true).write(true).open(&path)
@@ -1931,18 +1947,22 @@ impl Journal {
     /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
-        let Some((Value::Object(members), end)) = first_json(&bytes) else {
+        let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
+        let replaced = mark.map(|at| &bytes[at + REPLACES.len()..]);
+        let Some(Value::Object(members)) = reply_json(&bytes[..mark.unwrap_or(bytes.len())]) else {
             return Ok(LeftOver::Nothing);
         };
-        let (grant, rest) = (Token { members }, &bytes[end..]);
+        let grant = Token { members };
         if check_token(grant.refresh_token()).is_err() {
             return Ok(LeftOver::Nothing);
         }
-        let mark = rest.windows(REPLACES.len()).position(|window| window == REPLACES);
-        let replaced = mark.map(|at| &rest[at + REPLACES.len()..]);
         let granted_at = self.handle.metadata()?.modified()?;
-        let is_older = file.modified().is_some_and(|modified| modified > granted_at);
-        let is_as_before = replaced.map_or(!is_older, |replaced| file.bytes == replaced);
+        let is_older = file.modified().is_some_and(|modified| modified >= granted_at);
+        // One that was edited with the refresh token of before is no new login.
+        let before = replaced.and_then(refresh_token_in);
+        let is_as_before = replaced.map_or(!is_older, |replaced| {
+            file.bytes == replaced || before.is_some() && refresh_token_in(&file.bytes) == before
+        });
         // Each byte is from either document, or a blank behind its end: one was being written over
         // the other.
         let (new, old) = (grant.to_json(), replaced.unwrap_or_default());
@@ -1956,6 +1976,7 @@ impl Journal {
                 LeftOver::Unsaved(token, granted_at)
             }
             Err(_) if is_as_before || replaced.is_none() => LeftOver::Unsaved(grant, granted_at),
+            _ if file.bytes == new.trim_ascii_end() => LeftOver::Nothing,
             _ if is_half_written => LeftOver::Unsaved(grant, granted_at),
             Ok(token) if token.refresh_token() == grant.refresh_token() => LeftOver::Nothing,
             _ => LeftOver::Superseded(grant),
@@ -1971,8 +1992,14 @@ impl Journal {
             LeftOver::Superseded(grant) => {
                 let kept = write_rescue_file(&file.path, &grant.to_json());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
+                fs::remove_file(&self.path).map_err(|e| {
+                    let _ = fs::remove_file(&kept);
+                    failed(e)
+                })?;
                 let kept = kept.display();
-                run.status(&format!("it is newer than its journal, whose grant is now in {kept}"));
+                let what = format!("it is newer than its journal, whose grant is now in {kept}");
+                say(Some(run.path), &what);
+                return Ok(());
             }
             LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json();
@@ -2010,7 +2037,7 @@ impl Journal {
         // By as little as the file system can tell, even if the clock is behind: see [`Journal::read`].
         for step in [Duration::from_millis(1), Duration::from_secs(2)] {
             if self.handle.metadata()?.modified()? <= of_file {
-                self.handle.set_modified(of_file + step)?;
+                self.handle.set_modified(of_file.checked_add(step).unwrap_or(of_file))?;
             }
         }
         self.handle.sync_all()
@@ -2103,7 +2130,14 @@ impl<'a> Save<'a> {
         let journal = self.journal.take().filter(Journal::is_ours);
         // A journal whose file has changed goes on saying what it was to replace.
         if !self.file.is_unchanged_at(&self.file.path) {
-            return Err(NotSaved { cause: None, journal });
+            let text = [document, &self.replaced()].concat();
+            let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
+            // Whoever edited it without a new login has it from the journal: see [`Journal::read`].
+            let now = fs::read(&self.file.path).unwrap_or_default();
+            let is_edited =
+                journal.is_some() && refresh_token_in(&now) == refresh_token_in(&self.file.bytes);
+            let cause = is_edited.then(|| io::Error::other("it was edited meanwhile"));
+            return Err(NotSaved { cause, journal });
         }
         // Only one that takes the file's name holds the document alone: see [`Journal::read`].
         let behind = if self.can_rename { Vec::new() } else { self.replaced() };
@@ -2329,7 +2363,7 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
     };
     let cause = failure.cause.as_ref().map(|cause| format!("cannot save: {}", describe(cause)));
     let place = match cause {
-        None => in_file().or_else(in_journal),
+        None => in_file().or_else(in_journal).or_else(on_stdout),
         Some(_) => in_journal().or_else(on_stdout).or_else(in_file),
     };
     let why = cause.as_deref().unwrap_or("another program changed the file meanwhile");
