@@ -683,12 +683,12 @@ fn bad_argument(error: &lexopt::Error) -> Error {
     usage(message, "")
 }
 
-/// The hint at a misspelt option: the one of the help that begins most like it.
+/// The hint at a misspelt option: the one of the help with most, and over half, of its letter pairs.
 fn nearest_option(misspelt: &str) -> String {
-    let pairs = |option: &'static str| option.bytes().zip(misspelt.bytes());
-    let shared = |option| pairs(option).take_while(|(one, other)| one == other).count();
+    let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
+    let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && shared(word) > 2)
+        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
         .map_or_else(|| "sf-refresh --help lists them".into(), |it| format!("did you mean '{it}'?"))
 }
