@@ -120,10 +120,7 @@ fn main() -> ExitCode {
         say(None, &format!("internal error at line {line}: please report it"));
         std::process::exit(70);
     }));
-    match run(lexopt::Parser::from_env()) {
-        Ok(status) => status,
-        Err(error) => error.report(None),
-    }
+    run(lexopt::Parser::from_env()).unwrap_or_else(|error| error.report(None))
 }
 
 /// Does what the command line asks for; the status is that of the first file that failed.
@@ -159,10 +156,8 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 
 /// Renews one token file and prints the result: the story of a file.
 fn refresh(run: &mut Run) -> Result<(), Error> {
-    if run.options.dry_run
-        && !run.path.exists()
-        && let Some(start) = run.options.start()
-    {
+    let start = run.options.start().filter(|_| run.options.dry_run && !run.path.exists());
+    if let Some(start) = start {
         return Request::new(run.options, &start).map(|request| request.show());
     }
     loop {
@@ -170,7 +165,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         let token = run.choose_grant(Token::parse(&file.bytes, run.options)?);
         if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
             run.status(reason);
-            return print_token(run.options.output.unwrap_or_default(), &token);
+            return print_token(run.options.output.unwrap_or(Output::Token), &token);
         }
         let request = Request::new(run.options, &token)?;
         if run.options.dry_run {
@@ -212,7 +207,7 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
         return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    print_token(run.options.output.unwrap_or_default(), &token)
+    print_token(run.options.output.unwrap_or(Output::Token), &token)
 }
 
 /// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
@@ -258,8 +253,7 @@ type Members = Map<String, Value>;
 /// A grant: the HTTP status, and the members, among them a usable token (RFC 6749 §5.1).
 type Grant = (u16, Members);
 
-/// The exit status of a failure, by what a script can do about it; [`HELP`] tells what each means. To
-/// `Stopped` the number of the signal is added.
+/// The exit status of a failure, as [`HELP`] tells it. The signal is added to `Stopped`.
 #[derive(Clone, Copy, PartialEq)]
 enum Exit {
     File = 1,
@@ -322,7 +316,6 @@ impl Secret {
 struct Run<'a> {
     options: &'a Options,
     client: &'a Client,
-    /// The file, as it was given.
     path: &'a Path,
     /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
@@ -352,9 +345,7 @@ impl Run<'_> {
     /// The token to renew: the file's, with the refresh token of the sfdx auth URL if that is used.
     fn choose_grant(&mut self, mut token: Token) -> Token {
         self.note(&token);
-        if self.uses_seed
-            && let Some(seed) = &self.options.seed
-        {
+        if let Some(seed) = self.options.seed.as_ref().filter(|_| self.uses_seed) {
             token.members.insert(REFRESH_TOKEN.to_owned(), seed.expose().into());
         }
         token
@@ -495,9 +486,8 @@ struct FormField {
 }
 
 /// What stdout gets.
-#[derive(Clone, Copy, Default, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Output {
-    #[default]
     Token,
     Header,
     Env,
@@ -511,6 +501,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
     let from = &mut arguments;
     let plain: Parse<String> = |text, _| Ok(text.to_owned());
     let count: Parse<u32> = |it, name| checked(it.parse().ok(), it, name, "a whole number");
+    let sfdx_file: Parse<_> = |path, name| parse_sfdx(read_option(path, name)?.expose(), name);
     let (mut client_id, mut sfdx) = (None, None);
     let mut options = Options {
         grant_type: REFRESH_TOKEN.to_owned(),
@@ -532,10 +523,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
             Short('e') | Long("endpoint") => {
                 options.endpoint = Some(parsed(from, "--endpoint", parse_endpoint)?);
             }
-            Long("sfdx-url-file") => {
-                let url = parsed(from, "--sfdx-url-file", read_option)?;
-                sfdx = Some(parse_sfdx(url.expose(), "--sfdx-url-file")?);
-            }
+            Long("sfdx-url-file") => sfdx = Some(parsed(from, "--sfdx-url-file", sfdx_file)?),
             Long("ca-cert") => options.roots = Some(parsed(from, "--ca-cert", read_roots)?),
             Long("timeout") => options.timeout = parsed(from, "--timeout", parse_timeout)?,
             Long("retry") => options.retry = parsed(from, "--retry", count)?,
@@ -555,8 +543,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
         }
     }
     options.complete(client_id, sfdx)?;
-    options.check()?;
-    Ok(options)
+    options.check().map(|()| options)
 }
 
 impl Options {
@@ -664,8 +651,8 @@ fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result
     if is_empty { Err(usage(format!("{option} is empty"), "")) } else { parse(&text, option) }
 }
 
-/// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not told:
-/// it may be the secret itself, given in place of a name.
+/// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not
+/// told, for it may be the secret itself.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
     let sf = "; sf org auth show-sfdx-auth-url --json prints that";
     let sf = if option == "--sfdx-url-file" { sf } else { "" };
@@ -678,8 +665,7 @@ fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
     let bytes = bytes.map_err(|e| bad(&format!("cannot be read: {}", describe(&e))))?;
     let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))?;
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
-    let line = text.strip_suffix('\n').unwrap_or(text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
+    let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n')).unwrap_or(text);
     if line.is_empty() { Err(bad("is empty")) } else { Ok(Secret(line.to_owned())) }
 }
 
@@ -700,22 +686,23 @@ fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Err
 /// What is wrong with an argument, without its value, which may be a secret.
 fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
-    match error {
-        UnexpectedOption(it) => usage(format!("unknown option '{it}'"), &nearest_option(it)),
-        MissingValue { option: Some(it) } => {
-            usage(format!("missing argument for option '{it}'"), "")
+    let message = match error {
+        UnexpectedOption(it) => {
+            return usage(format!("unknown option '{it}'"), &nearest_option(it));
         }
-        UnexpectedValue { option, .. } => usage(format!("option '{option}' takes no argument"), ""),
-        _ => usage("an argument is not UTF-8", ""),
-    }
+        MissingValue { option: Some(it) } => format!("missing argument for option '{it}'"),
+        UnexpectedValue { option, .. } => format!("option '{option}' takes no argument"),
+        _ => "an argument is not UTF-8".to_owned(),
+    };
+    usage(message, "")
 }
 
-/// The hint at a misspelt option: the one of the help that begins most like it.
+/// The hint at a misspelt option: the one of the help with most, and over half, of its letter pairs.
 fn nearest_option(misspelt: &str) -> String {
-    let pairs = |option: &'static str| option.bytes().zip(misspelt.bytes());
-    let shared = |option| pairs(option).take_while(|(one, other)| one == other).count();
+    let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
+    let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && shared(word) > 2)
+        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
         .map_or_else(|| "sf-refresh --help lists them".into(), |it| format!("did you mean '{it}'?"))
 }
@@ -737,8 +724,7 @@ fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
 
 /// An option's value, if there is one; else the error that tells what it takes.
 fn checked<T>(value: Option<T>, text: &str, option: &str, takes: &str) -> Result<T, Error> {
-    let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
-    value.ok_or_else(bad)
+    value.ok_or_else(|| usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}")))
 }
 
 /// A time-out in seconds, with decimals if need be.
@@ -759,14 +745,14 @@ fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
 /// The name of an output format.
 fn parse_output(text: &str, option: &str) -> Result<Output, Error> {
     use Output::{Env, Header, Json, Nothing, Token};
-    let names =
+    let all =
         [("token", Token), ("header", Header), ("env", Env), ("json", Json), ("none", Nothing)];
-    let named = names.into_iter().find(|(name, _)| *name == text).map(|(_, output)| output);
+    let named = all.into_iter().find(|(name, _)| *name == text).map(|(_, output)| output);
     checked(named, text, option, "token, header, env, json or none")
 }
 
-/// A token endpoint: `https`, or `http` on a loopback address; a host of Salesforce may stand without
-/// the path. ureq would send user info, and take another port for a bad one in silence.
+/// A token endpoint: `https`, or `http` on a loopback address. A host of Salesforce may lack the
+/// path. ureq would send user info, and take another port for a bad one in silence.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     const PAGES: [&str; 2] = [".lightning.force.com", ".my.salesforce-setup.com"];
     let bad = |(what, hint): (&str, &str)| usage(format!("{origin}: {what}"), hint);
@@ -840,8 +826,7 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     Proxy::new(&format!("{scheme}://{authority}{port}")).map_err(|_| bad("not a URL"))
 }
 
-/// Whether `NO_PROXY` names the host, as curl decides it: names with their subdomains, a leading
-/// dot ignored, whole addresses, `*` alone for all.
+/// Whether `NO_PROXY` has the host, as curl reads it: names and what is below them, addresses, `*`.
 fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let ip = address(&host);
@@ -935,7 +920,7 @@ impl Token {
         } else if has(&["error"]) {
             "this is a refusal of the server, not a token: log in again"
         } else {
-            "log in with the scope refresh_token (or offline_access); a JWT gives none: --grant-type"
+            "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type"
         }
     }
 
@@ -960,7 +945,7 @@ impl Token {
         UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 
-    /// Puts a reply into the document: each member replaces the old one or joins, tokens if they can
+    /// Puts a reply into the document: each member replaces the old one or joins, a token if it can
     /// be used (RFC 6749 §6). Gives whether the refresh token changed.
     fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
         let before = self.refresh_token().to_owned();
@@ -995,11 +980,11 @@ impl Token {
         let access_token = self.access_token().unwrap_or_default();
         let url = self.string("instance_url").unwrap_or_default();
         let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
+        let (token, url) = (quoted(access_token), quoted(url));
         match output {
             Output::Token => format!("{access_token}\n").into_bytes(),
             Output::Header => format!("Authorization: Bearer {access_token}\n").into_bytes(),
             Output::Env => {
-                let (token, url) = (quoted(access_token), quoted(url));
                 format!("SF_ACCESS_TOKEN={token}\nSF_ORG_INSTANCE_URL={url}\n").into_bytes()
             }
             Output::Json => self.to_json(),
@@ -1011,11 +996,10 @@ impl Token {
 /// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
 /// (requests-oauthlib), `expiry` is text (RFC 3339, Go), the others are in milliseconds.
 fn time_like(old: &Value, name: &str, millis: u64) -> Value {
-    let number = if name == "expires_at" { millis / 1000 } else { millis };
+    let seconds = millis / 1000;
+    let number = if name == "expires_at" { seconds } else { millis };
     match old {
-        Value::String(old) if name == "expiry" && old.contains('T') => {
-            rfc_3339(millis / 1000).into()
-        }
+        Value::String(old) if name == "expiry" && old.contains('T') => rfc_3339(seconds).into(),
         Value::String(_) => number.to_string().into(),
         _ => number.into(),
     }
@@ -1130,8 +1114,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
-    let text_of = |code| server_text(code, json.as_ref(), &request.secrets);
-    let said = code.map_or_else(String::new, text_of);
+    let said = code.map_or_else(String::new, |it| server_text(it, json.as_ref(), &request.secrets));
     match (status, code) {
         (300..=399, ..) => Reply::Failed(redirected(status, header("location"), &request.secrets)),
         (408 | 420 | 429 | 500..=599, _) => {
@@ -1153,7 +1136,7 @@ fn seconds(text: &str) -> Option<Duration> {
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// Whether there is a usable access token, or a new refresh token: it may be the only one that works.
+/// Whether there is a usable access token, or a new refresh token: maybe the only one that works.
 fn is_grant(members: &Members, request: &Request) -> bool {
     let has = |name| members.get(name).is_some_and(is_token);
     let sent = request.refresh_token.as_ref().map(Secret::expose);
@@ -1195,7 +1178,8 @@ fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) ->
 /// A reply that is neither a grant nor an OAuth2 error: its status, and in words what came.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
-    let (is_page, no_reply) = (body.starts_with(b"<"), "not a token reply");
+    let is_page = body.starts_with(b"<");
+    let (no_reply, unsaid) = ("not a token reply", "the server refused without saying why");
     let has_token = json.is_some_and(|json| json.get("access_token").is_some());
     let came = match json {
         Some(_) if has_token => "JSON with an access_token that cannot be used",
@@ -1208,10 +1192,7 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     };
     let (what, hint) = match status {
         400 if is_page && has("SSL certificate") => (CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
-        400 | 401 => {
-            let hint = "check client id and secret; if they are right, log in again";
-            ("the server refused without saying why", hint)
-        }
+        400 | 401 => (unsaid, "check client id and secret; if they are right, log in again"),
         404 => (no_reply, "check --endpoint: there is no token endpoint at that path"),
         _ => (no_reply, "check --endpoint; a captive portal or firewall may answer instead"),
     };
