@@ -129,6 +129,12 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     if let Some(text) = options.print {
         return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
     }
+    for FormField { name, .. } in
+        options.data.iter().filter(|field| field.is_exposed && !options.quiet)
+    {
+        say(None, &format!("everybody on this machine can read the {name} in --data"));
+        say_line(&format!("hint: --data {name}@FILE takes it from a file"));
+    }
     let client = new_agent(&mut options);
     let mut status = None;
     for path in &options.files {
@@ -483,6 +489,8 @@ struct Options {
 struct FormField {
     name: String,
     value: Secret,
+    /// It is a secret, and everybody on the machine can read it in the process list.
+    is_exposed: bool,
 }
 
 /// What stdout gets.
@@ -719,7 +727,9 @@ fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
     }
     let is_value = argument[at..].starts_with('=');
     let value = if is_value { Secret(value.to_owned()) } else { read_option(value, option)? };
-    Ok(FormField { name: name.to_owned(), value })
+    let secrets = ["code", "code_verifier", "assertion", "client_assertion"];
+    let is_exposed = is_value && secrets.contains(&name);
+    Ok(FormField { name: name.to_owned(), value, is_exposed })
 }
 
 /// An option's value, if there is one; else the error that tells what it takes.
@@ -1288,6 +1298,7 @@ impl Request {
             // Each is form-encoded before the two are joined (RFC 6749 §2.3.1).
             let pair = format!("{}:{}", form_encoded(&options.client_id), form_encoded(secret));
             let encoded = base64(pair.as_bytes());
+            secrets.add(&encoded);
             secrets.add(encoded.trim_end_matches('='));
             authorization = Some(Secret(format!("Basic {encoded}")));
         } else {

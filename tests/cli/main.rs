@@ -10,6 +10,7 @@ mod lost;
 mod merge;
 mod mutations;
 mod network;
+mod newcomers;
 mod options;
 mod others;
 mod output;
