@@ -46,8 +46,8 @@ SH
 #!/bin/sh
 [ "\$*" = 'secret set SF_TOKEN --env salesforce' ] && [ "\$GH_REPO" = us/limits ] &&
     [ "\$GH_TOKEN" = github_pat_1 ] && [ ! -e '$work/refuse-write' ] || exit 1
-echo >>'$work/gh.log'
-[ "\$(wc -l <'$work/gh.log')" != 2 ] || exit 1
+echo >>'$work/writes.log'
+[ "\$(wc -l <'$work/writes.log')" != 2 ] || exit 1
 cat >'$work/secret'
 SH
     chmod 755 "$bin"/*
@@ -380,13 +380,13 @@ run_written_back() {
         gitlab*) new_token "$work/first" && base64 -w 0 "$work/first" >"$place" ;;
     esac
     # The first write of the new token fails: it is tried again.
-    : >"$work/gh.log"
+    : >"$work/writes.log"
     for time in 1 2; do
         written_back "$file" "$place"
         check "$file calls the API, time $time" "$(called)"
     done
     check "$file tries again to write the secret" \
-        "$([ "${file%%-*}" != github ] || [ "$(wc -l <"$work/gh.log")" = 5 ] || echo 'it does not')"
+        "$([ "$(wc -l <"$work/writes.log")" = 5 ] || echo 'it does not')"
     requests=$(wc -l <"$work/log")
     cp "$place" "$work/place"
     touch "$work/refuse-write"
