@@ -61,6 +61,11 @@ recipe() {
         >"$work/out" 2>"$work/err" </dev/null || status=$?
 }
 
+# requests: how many the endpoint has got.
+requests() {
+    cat "$work/log" 2>/dev/null | wc -l
+}
+
 # renewed FILE: the problem, where it does not hold a token that the endpoint gave.
 renewed() {
     [ -e "$1" ] || { echo "exit status $status; no $1" && return; }
@@ -252,7 +257,7 @@ run_crontab() {
     check 'the cron line says nothing' "$(cat "$work/out" "$work/err")"
     recipe "$@"
     check 'the cron line leaves a young token alone' \
-        "$([ "$(wc -l <"$work/log")" = 2 ] || echo 'it sent a request')"
+        "$([ "$(requests)" = 2 ] || echo 'it sent a request')"
 }
 
 run_service() {
@@ -325,7 +330,7 @@ jobs() {
     age "$site/token.json"
     job "$file" "$@"
     problem=$problem$(called)
-    [ "$(wc -l <"$work/log")" = 2 ] || problem="$problem; $(wc -l <"$work/log") requests"
+    [ "$(requests)" = 2 ] || problem="$problem; $(requests) requests"
     check "$file calls the API, twice" "${problem#; }"
 }
 
@@ -387,14 +392,14 @@ run_written_back() {
     done
     check "$file tries again to write the secret" \
         "$([ "$(wc -l <"$work/writes.log")" = 5 ] || echo 'it does not')"
-    requests=$(wc -l <"$work/log")
+    before=$(requests)
     cp "$place" "$work/place"
     touch "$work/refuse-write"
     written_back "$file" "$place"
     rm "$work/refuse-write"
     problem=
     [ "$status" != 0 ] || problem='exit status 0'
-    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    [ "$(requests)" = "$before" ] || problem="$problem; it sent a request"
     check "$file sends nothing if the secret cannot be written" "${problem#; }"
     # A failure that is not the grant's leaves the secret as it is.
     written_back "$file" "$place" SF_TOKEN_ENDPOINT=http://127.0.0.1:9/
@@ -470,13 +475,13 @@ run_secret() {
     rm -f "$site/refuse-apply" "$site/applied.yaml"
     secret_step 'the grant in the file is alive'
 
-    requests=$(wc -l <"$work/log")
+    before=$(requests)
     touch "$site/refuse-patch"
     recipe sh "$here/kubernetes-secret.sh"
     rm "$site/refuse-patch"
     problem=
     [ "$status" = 1 ] || problem="exit status $status, not 1"
-    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    [ "$(requests)" = "$before" ] || problem="$problem; it sent a request"
     check 'the filter sends nothing if it may not write the Secret' "${problem#; }"
 
     endpoint --strict --rotate --delay 1000
@@ -581,7 +586,7 @@ run_many_orgs() {
         esac
         [ "$status" = $wanted ] || problem="exit status $status, not $wanted"
         [ "$(grep -c '^sf-refresh: ' "$work/err")" = 1 ] || problem="$problem; not one error"
-        [ "$(wc -l <"$work/log")" = 199 ] || problem="$problem; $(wc -l <"$work/log") requests"
+        [ "$(requests)" = 199 ] || problem="$problem; $(requests) requests"
         old=$(grep -l the-old-access-token "$site"/orgs/*.json | wc -l)
         [ "$old" = 0 ] || problem="$problem; $old files were not renewed"
         check "$script.sh renews 199 orgs of 200, and names the broken one" "${problem#; }"
