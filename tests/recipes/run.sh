@@ -63,7 +63,8 @@ recipe() {
 
 # requests: how many the endpoint has got.
 requests() {
-    cat "$work/log" 2>/dev/null | wc -l
+    [ -e "$work/log" ] || : >"$work/log"
+    wc -l <"$work/log"
 }
 
 # renewed FILE: the problem, where it does not hold a token that the endpoint gave.
@@ -216,6 +217,7 @@ twice() {
     shift 2
     recipe "$@"
     problem=$(renewed "$file")
+    [ -e "$file" ] || { check "$name, twice" "$problem" && return; }
     first=$(member "$file" access_token)
     age "$file"
     recipe "$@"
@@ -327,7 +329,7 @@ jobs() {
     shift
     job "$file" "$@"
     problem=$(called)
-    age "$site/token.json"
+    [ ! -e "$site/token.json" ] || age "$site/token.json"
     job "$file" "$@"
     problem=$problem$(called)
     [ "$(requests)" = 2 ] || problem="$problem; $(requests) requests"
@@ -486,6 +488,7 @@ run_secret() {
 
     endpoint --strict --rotate --delay 1000
     new_token "$site/secret.json"
+    rm -f "$site/applied.yaml"
     stopped TERM sh "$here/kubernetes-secret.sh"
     problem=
     grep -q 'token.json: ' "$site/applied.yaml" || problem='the Secret was not written'
