@@ -5,7 +5,8 @@ FOLDER/api.log. It is
 - an API that wants a token: it answers with the path, or with 401 if there is no bearer token;
 - a login with PKCE: /services/oauth2/authorize sends the browser on with a code, and a POST of code
   and verifier gets the tokens in FOLDER/login.json;
-- GitLab's variables: a PUT writes FOLDER/variable, unless FOLDER/refuse-write is there.
+- GitLab's variables: a PUT writes FOLDER/variable, unless FOLDER/refuse-write is there, and leaves
+  a line in FOLDER/writes.log; the second one there fails.
 """
 
 import base64
@@ -51,6 +52,11 @@ class Api(http.server.BaseHTTPRequestHandler):
         value = self.body().split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
         if os.path.exists(f"{FOLDER}/refuse-write") or self.headers["PRIVATE-TOKEN"] != "glpat-1":
             return self.answer(403)
+        with open(f"{FOLDER}/writes.log", "a+") as log:
+            log.write("\n")
+            log.seek(0)
+            if len(log.readlines()) == 2:
+                return self.answer(503)
         with open(f"{FOLDER}/variable", "wb") as file:
             file.write(value)
         self.answer(200, "{}")

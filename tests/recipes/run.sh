@@ -46,8 +46,8 @@ SH
 #!/bin/sh
 [ "\$*" = 'secret set SF_TOKEN --env salesforce' ] && [ "\$GH_REPO" = us/limits ] &&
     [ "\$GH_TOKEN" = github_pat_1 ] && [ ! -e '$work/refuse-write' ] || exit 1
-echo >>'$work/gh.log'
-[ "\$(wc -l <'$work/gh.log')" != 2 ] || exit 1
+echo >>'$work/writes.log'
+[ "\$(wc -l <'$work/writes.log')" != 2 ] || exit 1
 cat >'$work/secret'
 SH
     chmod 755 "$bin"/*
@@ -59,6 +59,12 @@ recipe() {
     (cd "$site" && timeout 120 env -i "PATH=$bin:$PATH" "HOME=$site" "SSL_CERT_FILE=$certs/ca.pem" \
         "SF_TOKEN_ENDPOINT=$url" "SF_ORG_URL=$api" "REAL_KUBECTL=$kubectl" "$@") \
         >"$work/out" 2>"$work/err" </dev/null || status=$?
+}
+
+# requests: how many the endpoint has got.
+requests() {
+    [ -e "$work/log" ] || : >"$work/log"
+    wc -l <"$work/log"
 }
 
 # renewed FILE: the problem, where it does not hold a token that the endpoint gave.
@@ -211,6 +217,7 @@ twice() {
     shift 2
     recipe "$@"
     problem=$(renewed "$file")
+    [ -e "$file" ] || { check "$name, twice" "$problem" && return; }
     first=$(member "$file" access_token)
     age "$file"
     recipe "$@"
@@ -252,7 +259,7 @@ run_crontab() {
     check 'the cron line says nothing' "$(cat "$work/out" "$work/err")"
     recipe "$@"
     check 'the cron line leaves a young token alone' \
-        "$([ "$(wc -l <"$work/log")" = 2 ] || echo 'it sent a request')"
+        "$([ "$(requests)" = 2 ] || echo 'it sent a request')"
 }
 
 run_service() {
@@ -322,10 +329,10 @@ jobs() {
     shift
     job "$file" "$@"
     problem=$(called)
-    age "$site/token.json"
+    [ ! -e "$site/token.json" ] || age "$site/token.json"
     job "$file" "$@"
     problem=$problem$(called)
-    [ "$(wc -l <"$work/log")" = 2 ] || problem="$problem; $(wc -l <"$work/log") requests"
+    [ "$(requests)" = 2 ] || problem="$problem; $(requests) requests"
     check "$file calls the API, twice" "${problem#; }"
 }
 
@@ -380,21 +387,21 @@ run_written_back() {
         gitlab*) new_token "$work/first" && base64 -w 0 "$work/first" >"$place" ;;
     esac
     # The first write of the new token fails: it is tried again.
-    : >"$work/gh.log"
+    : >"$work/writes.log"
     for time in 1 2; do
         written_back "$file" "$place"
         check "$file calls the API, time $time" "$(called)"
     done
     check "$file tries again to write the secret" \
-        "$([ "${file%%-*}" != github ] || [ "$(wc -l <"$work/gh.log")" = 5 ] || echo 'it does not')"
-    requests=$(wc -l <"$work/log")
+        "$([ "$(wc -l <"$work/writes.log")" = 5 ] || echo 'it does not')"
+    before=$(requests)
     cp "$place" "$work/place"
     touch "$work/refuse-write"
     written_back "$file" "$place"
     rm "$work/refuse-write"
     problem=
     [ "$status" != 0 ] || problem='exit status 0'
-    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    [ "$(requests)" = "$before" ] || problem="$problem; it sent a request"
     check "$file sends nothing if the secret cannot be written" "${problem#; }"
     # A failure that is not the grant's leaves the secret as it is.
     written_back "$file" "$place" SF_TOKEN_ENDPOINT=http://127.0.0.1:9/
@@ -470,17 +477,18 @@ run_secret() {
     rm -f "$site/refuse-apply" "$site/applied.yaml"
     secret_step 'the grant in the file is alive'
 
-    requests=$(wc -l <"$work/log")
+    before=$(requests)
     touch "$site/refuse-patch"
     recipe sh "$here/kubernetes-secret.sh"
     rm "$site/refuse-patch"
     problem=
     [ "$status" = 1 ] || problem="exit status $status, not 1"
-    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    [ "$(requests)" = "$before" ] || problem="$problem; it sent a request"
     check 'the filter sends nothing if it may not write the Secret' "${problem#; }"
 
     endpoint --strict --rotate --delay 1000
     new_token "$site/secret.json"
+    rm -f "$site/applied.yaml"
     stopped TERM sh "$here/kubernetes-secret.sh"
     problem=
     grep -q 'token.json: ' "$site/applied.yaml" || problem='the Secret was not written'
@@ -581,7 +589,7 @@ run_many_orgs() {
         esac
         [ "$status" = $wanted ] || problem="exit status $status, not $wanted"
         [ "$(grep -c '^sf-refresh: ' "$work/err")" = 1 ] || problem="$problem; not one error"
-        [ "$(wc -l <"$work/log")" = 199 ] || problem="$problem; $(wc -l <"$work/log") requests"
+        [ "$(requests)" = 199 ] || problem="$problem; $(requests) requests"
         old=$(grep -l the-old-access-token "$site"/orgs/*.json | wc -l)
         [ "$old" = 0 ] || problem="$problem; $old files were not renewed"
         check "$script.sh renews 199 orgs of 200, and names the broken one" "${problem#; }"
