@@ -1540,8 +1540,9 @@ impl Request {
 fn form_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b' ' => "+".to_owned(),
-        b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
-        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() || b"-._*".contains(&byte) => {
+            char::from(byte).to_string()
+        }
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()
@@ -1786,7 +1787,7 @@ fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ur
 
 /// What rustls says, in part, in lower case without blanks; what it means (`{}`: its end); a hint.
 #[rustfmt::skip]
-const TLS_FAILURES: [(&str, &str, &str); 12] = [
+const TLS_FAILURES: [(&str, &str, &str); 10] = [
     ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
     ("notvalidyet", "certificate refused: it is not valid yet", CLOCK_HINT),
     ("notvalidforname", "certificate refused: it is for another host", ENDPOINT_HINT),
@@ -1796,9 +1797,7 @@ const TLS_FAILURES: [(&str, &str, &str); 12] = [
     ("alert:certificaterequired", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
     ("alert:badcertificate", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
     ("receivedfatalalert", "the server refused the TLS handshake: {}", "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them"),
-    ("invalidcontenttype", "it does not speak TLS", "check the port of --endpoint"),
-    ("corrupt", "it does not speak TLS", "check the port of --endpoint"),
-    ("", "TLS failed: {}", ENDPOINT_HINT),
+    ("", "it does not speak TLS as it should: {}", "check host and port of --endpoint"),
 ];
 
 // The hints if endpoint, clock or network are the likely cause.
@@ -2176,13 +2175,11 @@ impl Journal {
     }
 }
 
-/// What the journal of an earlier run holds.
+/// What the journal of an earlier run holds: no grant that the file lacks, or one with the file
+/// written since, or the document that was to be saved and when its grant came in.
 enum LeftOver {
-    /// No grant that the file lacks: its run ended before the reply was there, or after the save.
     Nothing,
-    /// A grant, but somebody has written the file since.
     Superseded(Token),
-    /// The document that was to be saved, and when the grant came in.
     Unsaved(Token, SystemTime),
 }
 
@@ -2206,8 +2203,8 @@ impl<'a> Save<'a> {
         Self { file, journal: None, can_rename, length, granted_at: None }
     }
 
-    /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file, or
-    /// another run has made a journal just now.
+    /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file,
+    /// or another run has made a journal just now.
     fn prepare(&mut self) -> Result<(), Error> {
         use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
         let (file, room) = (self.file, (self.length + RESERVE) as u64);
@@ -2303,10 +2300,10 @@ impl Drop for Save<'_> {
     }
 }
 
-/// A grant that is in no token file. No cause: another program changed the file meanwhile.
+/// A grant that is in no token file, and the journal that holds it, if one does. Without a cause
+/// another program changed the file meanwhile.
 struct NotSaved {
     cause: Option<io::Error>,
-    /// The journal that holds it, if one does.
     journal: Option<Journal>,
 }
 
