@@ -2397,9 +2397,10 @@ fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let written = file.and_then(|file| {
             file.write_all_at(document, 0)?;
-            file.sync_all()
+            file.sync_all()?;
+            sync_folder(path)
         });
-        written.and_then(|()| sync_folder(path)).is_ok()
+        written.is_ok()
     })
 }
 
