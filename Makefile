@@ -46,7 +46,8 @@ test:
 
 # The release builds before real servers, proxies and resolvers
 e2e:
-	sh tests/run.sh e2e/oidc-provider e2e/nginx e2e/proxies e2e/names
+	sh tests/run.sh e2e/oidc-provider e2e/grants e2e/nginx e2e/proxies e2e/names e2e/addresses \
+		e2e/salesforce e2e/libraries
 
 # Kill it at each system call, fail each, run many at once; COUNT=200000 for so many mutations
 torture:

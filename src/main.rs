@@ -18,7 +18,7 @@
 //! - A refresh token is sent again only if its answer was lost.
 //! - Secrets go to the token endpoint, into the token file and to stdout, and nowhere else.
 //!
-//! Exit status: see [`Exit`]; 0 is renewed or still fresh, 70 a bug.
+//! Exit status: see [`HELP`]; 70 is a bug.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{mem, sync::mpsc, thread};
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -58,7 +58,9 @@ Options:
                                 client_credentials, authorization_code, ...
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
-  -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT)
+  -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT);
+                                default: that of login.salesforce.com, or of
+                                test.salesforce.com for tokens from there
       --sfdx-url-file FILE      take client id, secret, endpoint and first
                                 refresh token from an sfdx auth URL in any
                                 text; - is stdin (or the URL in SFDX_AUTH_URL)
@@ -92,14 +94,6 @@ Exit status:
   128+N  stopped by signal N with files still to do
 ";
 
-/// The endpoint if neither an option nor the token file says otherwise.
-const PRODUCTION_ENDPOINT: &str = "https://login.salesforce.com/services/oauth2/token";
-/// The endpoint of a token whose `id` is on the host [`SANDBOX_HOST`].
-const SANDBOX_ENDPOINT: &str = "https://test.salesforce.com/services/oauth2/token";
-/// The login host of sandboxes.
-const SANDBOX_HOST: &str = "test.salesforce.com";
-/// The client id of the `sf` CLI itself, if an sfdx auth URL names none.
-const PLATFORM_CLI: &str = "PlatformCLI";
 /// What `--version` prints.
 const VERSION: &str = concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n");
 /// The member of a document and the field of a form, and the grant type by default.
@@ -109,8 +103,6 @@ const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 
 /// The largest token file, secret file and reply, in bytes.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
-/// The largest file of PEM roots, in bytes; the bundles of distributions have a quarter of a MiB.
-const MAX_ROOTS: u64 = 16 * 1024 * 1024;
 /// Room that a reply may need beyond the old document, in bytes.
 const RESERVE: usize = 16 * 1024;
 /// How long one try may take to get a connection ready, if the time-out leaves more.
@@ -119,43 +111,41 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How often a lock that another run holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
-/// How long to wait if the server says nothing about it; doubled at each further try.
-const BACKOFF: Duration = Duration::from_secs(1);
-/// The longest text of a server that is shown, in characters.
-const MAX_SHOWN: usize = 300;
 
 /// Ends the process: with the status of the run, or with 70 after a bug.
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         // The payload may quote data: only the place is told.
         let line = panic.location().map_or(0, |place| place.line());
-        let _ =
-            writeln!(io::stderr(), "sf-refresh: internal error at line {line}: please report it");
+        say(None, &format!("internal error at line {line}: please report it"));
         std::process::exit(70);
     }));
-    match run(lexopt::Parser::from_env()) {
-        Ok(status) => status,
-        Err(error) => error.report(None),
-    }
+    run(lexopt::Parser::from_env()).unwrap_or_else(|error| error.report(None))
 }
 
 /// Does what the command line asks for; the status is that of the first file that failed.
 fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
-    let mut options = match parse(arguments)? {
-        Command::Print(text) => {
-            return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
-        }
-        Command::Refresh(options) => *options,
-    };
-    options.warn();
+    let mut options = parse(arguments)?;
+    if let Some(text) = options.print {
+        return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
+    }
     let client = new_agent(&mut options);
     let mut status = None;
     for path in &options.files {
         obey_stop()?;
-        let mut run = Run::new(&options, &client, path);
+        let mut run = Run {
+            options: &options,
+            client: &client,
+            path,
+            deadline: Instant::now() + options.timeout,
+            retries_left: options.retry,
+            backoff: Duration::from_secs(1),
+            first_access_token: None,
+            answer_lost: false,
+            uses_seed: false,
+        };
         let is_filter = path.as_os_str() == "-";
-        let done = if is_filter { filter(&mut run) } else { refresh(&mut run) };
-        match done {
+        match if is_filter { filter(&mut run) } else { refresh(&mut run) } {
             Err(error) if error.exit == Exit::Stopped => return Err(error),
             Err(error) => status = status.or(Some(error.report(Some(path)))),
             Ok(()) => {}
@@ -166,9 +156,8 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 
 /// Renews one token file and prints the result: the story of a file.
 fn refresh(run: &mut Run) -> Result<(), Error> {
-    if let (true, false, Some(start)) =
-        (run.options.dry_run, run.path.exists(), run.options.start())
-    {
+    let start = run.options.start().filter(|_| run.options.dry_run && !run.path.exists());
+    if let Some(start) = start {
         return Request::new(run.options, &start).map(|request| request.show());
     }
     loop {
@@ -176,7 +165,7 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         let token = run.choose_grant(Token::parse(&file.bytes, run.options)?);
         if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
             run.status(reason);
-            return print_token(run.options.output, &token);
+            return print_token(run.options.output.unwrap_or(Output::Token), &token);
         }
         let request = Request::new(run.options, &token)?;
         if run.options.dry_run {
@@ -186,7 +175,10 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
         let mut save = Save::new(&file, token.to_json().len());
         match post(run, &request, Some(&mut save)) {
             Reply::Granted(grant) => return keep(run, token, grant, save),
-            Reply::Failed(error) if error.exit == Exit::Refused && run.has_other(&file, &token) => {
+            Reply::Failed(error)
+                if error.message.contains("invalid_grant") && run.has_other(&file, &token) =>
+            {
+                obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
             reply => {
@@ -199,28 +191,23 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
 
 /// Saves what was granted, and prints the result.
 fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(), Error> {
-    let Grant { status, members } = grant;
+    let (status, members) = grant;
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
-    let how = match save.commit(&document) {
-        Ok(how) => how,
-        Err(failure) => return Err(deliver(&document, &failure, &save.file.path)),
-    };
-    run.step(&format!(
-        "HTTP {status}, the refresh token {}",
-        if rotated { "rotated" } else { "stays" }
-    ));
+    let saved = save.commit(&document);
+    let how = saved.map_err(|failure| deliver(&document, &failure, &save.file.path))?;
+    // A stop that comes from here on need not wait for whoever reads stdout.
+    os::release_stops();
+    let fate = if rotated { "rotated" } else { "stays" };
+    run.step(&format!("HTTP {status}, the refresh token {fate}"));
     if !is_usable {
         let message = "the reply has no access_token that can be used; its refresh token is saved";
-        return Err(Error::new(
-            Exit::Setup,
-            message,
-            "check --endpoint, --data and the app's scopes",
-        ));
+        let hint = "check --endpoint, --data and the app's scopes";
+        return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    print_token(run.options.output, &token)
+    print_token(run.options.output.unwrap_or(Output::Token), &token)
 }
 
 /// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
@@ -241,21 +228,20 @@ fn filter(run: &mut Run) -> Result<(), Error> {
         let message = format!("{}: the new document would be lost", describe(&e));
         usage(message, "lead stdout into a file or a pipe")
     })?;
-    loop {
+    let members = loop {
         match post(run, &request, None) {
-            Reply::Granted(grant) => {
-                token.merge(grant.members, SystemTime::now());
-                let document = token.to_json();
-                if let Err(e) = print(&document) {
-                    let cause = Some(io::Error::other(cannot_print(&e)));
-                    return Err(deliver(&document, &NotSaved { cause, journal: None }, run.path));
-                }
-                run.status("OAuth2 authorization granted!");
-                return Ok(());
-            }
+            Reply::Granted((_, members)) => break members,
             reply => run.try_again(reply)?,
         }
-    }
+    };
+    token.merge(members, SystemTime::now());
+    let document = token.to_json();
+    print(&document).map_err(|e| {
+        let cause = Some(io::Error::other(cannot_print(&e)));
+        deliver(&document, &NotSaved { cause, journal: None }, run.path)
+    })?;
+    run.status("OAuth2 authorization granted!");
+    Ok(())
 }
 
 // ---- Vocabulary: what the story is told in. ----
@@ -264,23 +250,18 @@ fn filter(run: &mut Run) -> Result<(), Error> {
 type Client = (Agent, mpsc::Receiver<SocketAddr>);
 /// The members of a JSON object.
 type Members = Map<String, Value>;
+/// A grant: the HTTP status, and the members, among them a usable token (RFC 6749 §5.1).
+type Grant = (u16, Members);
 
-/// The exit status of a failure, by what a script can do about it.
+/// The exit status of a failure, as [`HELP`] tells it. The signal is added to `Stopped`.
 #[derive(Clone, Copy, PartialEq)]
 enum Exit {
-    /// The token file cannot be used; nothing was sent.
     File = 1,
-    /// Wrong usage, or an option or variable that cannot be used.
     Usage = 2,
-    /// The server refused this grant for good.
     Refused = 3,
-    /// It may work later.
     Temporary = 4,
-    /// Client, endpoint, certificate or proxy are not set up.
     Setup = 5,
-    /// Granted, and not delivered where it should be.
     Undelivered = 6,
-    /// Stopped by a signal with work left; its number is added.
     Stopped = 128,
 }
 
@@ -307,16 +288,11 @@ impl Error {
     }
 }
 
-/// A grant as it came in: the HTTP status, and the members of the reply (RFC 6749 §5.1), among them an
-/// access token, a refresh token or both.
-struct Grant {
-    status: u16,
-    members: Members,
-}
-
 /// What came of a request.
 enum Reply {
     Granted(Grant),
+    /// Nothing was sent, for somebody else was at the file: look at it again.
+    Changed(Error),
     /// Nothing was processed: try again, after so long if the server asked for a wait.
     Later(Error, Option<Duration>),
     /// It may have been processed, and the answer did not arrive.
@@ -340,13 +316,11 @@ impl Secret {
 struct Run<'a> {
     options: &'a Options,
     client: &'a Client,
-    /// The file, as it was given.
     path: &'a Path,
-    /// When the time for its lock, the name and the connection is over. The answer has as long again.
+    /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
-    /// How many more tries it has.
-    retries: u32,
-    /// The wait before the next try, if the server does not ask for one.
+    retries_left: u32,
+    /// The wait before the next try, if the server does not ask for one; doubled each time.
     backoff: Duration,
     /// The access token of the first look at it: once it is another, somebody has renewed it.
     first_access_token: Option<String>,
@@ -356,21 +330,7 @@ struct Run<'a> {
     uses_seed: bool,
 }
 
-impl<'a> Run<'a> {
-    fn new(options: &'a Options, client: &'a Client, path: &'a Path) -> Self {
-        Self {
-            options,
-            client,
-            path,
-            deadline: Instant::now() + options.timeout,
-            retries: options.retry,
-            backoff: BACKOFF,
-            first_access_token: None,
-            answer_lost: false,
-            uses_seed: false,
-        }
-    }
-
+impl Run<'_> {
     /// The time that is left, zero when it is over.
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -382,17 +342,16 @@ impl<'a> Run<'a> {
         self.first_access_token.get_or_insert_with(access_token);
     }
 
-    /// The token to renew: the file's, with the refresh token of the sfdx auth URL if its own is dead.
+    /// The token to renew: the file's, with the refresh token of the sfdx auth URL if that is used.
     fn choose_grant(&mut self, mut token: Token) -> Token {
         self.note(&token);
-        if let (true, Some(seed)) = (self.uses_seed, self.options.seed()) {
-            token.set_refresh_token(seed);
+        if let Some(seed) = self.options.seed.as_ref().filter(|_| self.uses_seed) {
+            token.members.insert(REFRESH_TOKEN.to_owned(), seed.expose().into());
         }
         token
     }
 
-    /// Whether there is another refresh token to try than the one that was refused: another program
-    /// has put it into the file, or it is in an sfdx auth URL.
+    /// Whether the file or an sfdx auth URL has another refresh token now than the one refused.
     fn has_other(&mut self, file: &TokenFile, refused: &Token) -> bool {
         let is_other = |token: &str| token != refused.refresh_token();
         let current = file.token_by_name(self.options).filter(|_| !self.uses_seed);
@@ -400,51 +359,57 @@ impl<'a> Run<'a> {
             self.first_access_token = None;
             return !self.left().is_zero();
         }
-        let has_seed = self.options.seed().is_some_and(|seed| is_other(seed.expose()));
+        let has_seed = self.options.seed.as_ref().is_some_and(|seed| is_other(seed.expose()));
         has_seed && !mem::replace(&mut self.uses_seed, true)
     }
 
     /// Gets ready for another try; the error if none is left, or none can help.
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let (error, wait) = match reply {
-            Reply::Later(error, wait) => {
-                obey_stop()?;
-                (error, wait)
+            Reply::Granted(..) => return Ok(()),
+            Reply::Failed(error) => {
+                os::release_stops();
+                return Err(self.conclude(error));
             }
+            Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
             // At once, for many servers take the token before for some seconds more.
             Reply::Lost(error, wait) => {
                 let is_first = !mem::replace(&mut self.answer_lost, true);
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
-            Reply::Failed(error) => return Err(self.conclude(error)),
-            Reply::Granted(_) => return Ok(()),
+            Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
+            Reply::Changed(_) => return obey_stop(),
         };
         let pause = wait.unwrap_or(self.backoff);
-        if self.retries == 0 || pause >= self.left() || os::noted_stop() != 0 {
+        if self.retries_left == 0 || pause >= self.left() {
             return Err(self.conclude(error));
         }
-        self.retries -= 1;
+        self.retries_left -= 1;
         if wait.is_none() {
             self.backoff = self.backoff.saturating_mul(2);
         }
-        thread::sleep(pause);
+        let end = Instant::now() + pause;
+        while Instant::now() < end {
+            // After a lost answer stops are still noted: what can be had at once has been tried.
+            if os::noted_stop() != 0 {
+                return Err(self.conclude(error));
+            }
+            thread::sleep(LOCK_POLL.min(end.saturating_duration_since(Instant::now())));
+        }
         self.step(&format!("{}, trying again", error.message));
         Ok(())
     }
 
     /// The error that ends the work on a file, true for all of its requests.
     fn conclude(&self, mut error: Error) -> Error {
-        if self.answer_lost && error.exit == Exit::Refused {
-            error.message += "; before that, an answer with the new token was lost on its way";
-        } else if self.answer_lost && !error.message.contains(MAY_BE_USED) {
+        if self.answer_lost && !error.message.contains(MAY_BE_USED) {
             let message = error.message.trim_end_matches("; nothing was sent");
             error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
         }
         error
     }
 
-    /// Why no request is needed: another run has renewed the token, or it is younger than
-    /// `--if-older-than`. A token that does not tell its age was issued when its file was `modified`.
+    /// Why no request is needed. A token without a time of issue is as old as its file.
     fn reason_to_skip(&self, token: &Token, modified: Option<SystemTime>) -> Option<&'static str> {
         let current = token.access_token()?;
         if self.first_access_token.as_deref().is_some_and(|first| first != current) {
@@ -476,35 +441,30 @@ impl<'a> Run<'a> {
 
 /// Lets stops end the process again; one that was noted meanwhile is the error.
 fn obey_stop() -> Result<(), Error> {
-    let name = match os::release_stops() {
-        0 => return Ok(()),
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        _ => "SIGTERM",
-    };
-    let message = format!("stopped by {name}: what was under way is done, the rest is left");
-    Err(Error::new(Exit::Stopped, message, "run it again for the rest"))
+    let signal = os::release_stops();
+    let what = format!("stopped by signal {signal}: what was under way is done, the rest is left");
+    let stopped = Error::new(Exit::Stopped, what, "run it again for the rest");
+    if signal == 0 { Ok(()) } else { Err(stopped) }
 }
 
 // ---- Command line: arguments, environment and the files they name become options. ----
 
-/// What the command line asks for.
-enum Command {
-    /// Print this text to stdout: the help or the version.
-    Print(&'static str),
-    Refresh(Box<Options>),
-}
+/// Reads a text that stands somewhere, which an error names, such as an option or a variable.
+type Parse<T> = fn(&str, &str) -> Result<T, Error>;
 
 /// What arguments and environment say, checked, with the files that they name read.
 #[derive(Default)]
 struct Options {
+    /// The help or the version, to be printed in place of all else.
+    print: Option<&'static str>,
     client_id: String,
     client_secret: Option<Secret>,
     basic: bool,
     grant_type: String,
     data: Vec<FormField>,
     endpoint: Option<Uri>,
-    sfdx: Option<SfdxUrl>,
+    /// The first refresh token, of an sfdx auth URL, if refresh tokens are sent.
+    seed: Option<Secret>,
     /// PEM roots in place of the bundled ones.
     roots: Option<Vec<Certificate<'static>>>,
     proxy: Option<Proxy>,
@@ -512,7 +472,7 @@ struct Options {
     timeout: Duration,
     retry: u32,
     if_older_than: Option<Duration>,
-    output: Output,
+    output: Option<Output>,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
@@ -523,27 +483,26 @@ struct Options {
 struct FormField {
     name: String,
     value: Secret,
-    /// Everybody on the machine can read it in the process list.
-    on_command_line: bool,
 }
 
 /// What stdout gets.
-#[derive(Clone, Copy, Default, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Output {
-    #[default]
     Token,
     Header,
     Env,
     Json,
-    None,
+    Nothing,
 }
 
-/// Parses the command line, and reads the files that it names; what is missing there comes from the
-/// environment. Errors: usage.
-fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
+/// Parses the command line, and reads the files that it names. Errors: usage.
+fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
     use lexopt::prelude::{Long, Short, Value};
     let from = &mut arguments;
-    let mut output = None;
+    let plain: Parse<String> = |text, _| Ok(text.to_owned());
+    let count: Parse<u32> = |it, name| checked(it.parse().ok(), it, name, "a whole number");
+    let sfdx_file: Parse<_> = |path, name| parse_sfdx(read_option(path, name)?.expose(), name);
+    let (mut client_id, mut sfdx) = (None, None);
     let mut options = Options {
         grant_type: REFRESH_TOKEN.to_owned(),
         timeout: Duration::from_secs(30),
@@ -552,105 +511,82 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Command, Error> {
     };
     while let Some(argument) = from.next().map_err(|e| bad_argument(&e))? {
         match argument {
-            Short('i') | Long("client-id") => options.client_id = text(from, "--client-id")?,
+            Short('i') | Long("client-id") => client_id = Some(parsed(from, "--client-id", plain)?),
             Short('s') | Long("client-secret-file") => {
-                options.client_secret = Some(read_option(&file(from)?, "--client-secret-file")?);
+                options.client_secret = Some(parsed(from, "--client-secret-file", read_option)?);
             }
             Long("basic") => options.basic = true,
-            Short('g') | Long("grant-type") => options.grant_type = text(from, "--grant-type")?,
-            Short('d') | Long("data") => options.data.push(parse_field(&text(from, "--data")?)?),
+            Short('g') | Long("grant-type") => {
+                options.grant_type = parsed(from, "--grant-type", plain)?;
+            }
+            Short('d') | Long("data") => options.data.push(parsed(from, "--data", parse_field)?),
             Short('e') | Long("endpoint") => {
-                options.endpoint = Some(parse_endpoint(&text(from, "--endpoint")?, "--endpoint")?);
+                options.endpoint = Some(parsed(from, "--endpoint", parse_endpoint)?);
             }
-            Long("sfdx-url-file") => {
-                let url = read_option(&file(from)?, "--sfdx-url-file")?;
-                options.sfdx = Some(SfdxUrl::parse(url.expose(), "--sfdx-url-file")?);
-            }
-            Long("ca-cert") => options.roots = Some(read_roots(&file(from)?, "--ca-cert")?),
-            Long("timeout") => {
-                let takes = "a number of seconds above 0";
-                options.timeout = parsed(from, "--timeout", takes, parse_timeout)?;
-            }
-            Long("retry") => {
-                options.retry = parsed(from, "--retry", "a whole number", |t| t.parse().ok())?;
-            }
+            Long("sfdx-url-file") => sfdx = Some(parsed(from, "--sfdx-url-file", sfdx_file)?),
+            Long("ca-cert") => options.roots = Some(parsed(from, "--ca-cert", read_roots)?),
+            Long("timeout") => options.timeout = parsed(from, "--timeout", parse_timeout)?,
+            Long("retry") => options.retry = parsed(from, "--retry", count)?,
             Long("if-older-than") => {
-                let takes = "an age such as 90s, 45m, 2h or 7d";
-                options.if_older_than = Some(parsed(from, "--if-older-than", takes, parse_age)?);
+                options.if_older_than = Some(parsed(from, "--if-older-than", parse_age)?);
             }
             Short('o') | Long("output") => {
-                let takes = "token, header, env, json or none";
-                output = Some(parsed(from, "--output", takes, parse_output)?);
+                options.output = Some(parsed(from, "--output", parse_output)?);
             }
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
             Short('v') | Long("verbose") => options.verbose = true,
-            Short('h') | Long("help") => return Ok(Command::Print(HELP)),
-            Short('V') | Long("version") => return Ok(Command::Print(VERSION)),
+            Short('h') | Long("help") => return Ok(Options { print: Some(HELP), ..options }),
+            Short('V') | Long("version") => return Ok(Options { print: Some(VERSION), ..options }),
             Value(file) => options.files.push(file.into()),
             Short(_) | Long(_) => return Err(bad_argument(&argument.unexpected())),
         }
     }
-    check_files(&options.files, output)?;
-    options.output = output.unwrap_or_default();
-    options.complete()?;
-    Ok(Command::Refresh(Box::new(options)))
+    options.complete(client_id, sfdx)?;
+    options.check().map(|()| options)
 }
 
 impl Options {
-    /// Takes from the environment and from an sfdx auth URL what the command line left open, and sees
-    /// that nothing is missing.
-    fn complete(&mut self) -> Result<(), Error> {
-        if let (None, name) = (&self.sfdx, "SFDX_AUTH_URL") {
-            self.sfdx = variable(name)?.map(|url| SfdxUrl::parse(&url, name)).transpose()?;
-        }
-        if let (None, name) = (&self.endpoint, "SF_TOKEN_ENDPOINT") {
-            self.endpoint = variable(name)?.map(|url| parse_endpoint(&url, name)).transpose()?;
-        }
-        if let (None, Some(path)) = (&self.roots, set_variable("SSL_CERT_FILE")) {
-            self.roots = Some(read_roots(Path::new(&path), "SSL_CERT_FILE")?);
-        }
-        let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-        if let Some(name) = proxies.into_iter().find(|name| set_variable(name).is_some()) {
-            self.proxy = Some(parse_proxy(&variable(name)?.unwrap_or_default(), name)?);
+    /// Takes from the environment and from an sfdx auth URL what the command line left open.
+    fn complete(&mut self, mut id: Option<String>, mut sfdx: Option<Self>) -> Result<(), Error> {
+        fill_in(&mut id, "SF_CLIENT_ID", |it, _| Ok(it.to_owned()))?;
+        fill_in(&mut self.client_secret, "SF_CLIENT_SECRET", |it, _| Ok(Secret(it.to_owned())))?;
+        fill_in(&mut self.endpoint, "SF_TOKEN_ENDPOINT", parse_endpoint)?;
+        fill_in(&mut sfdx, "SFDX_AUTH_URL", parse_sfdx)?;
+        fill_in(&mut self.roots, "SSL_CERT_FILE", read_roots)?;
+        for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+            fill_in(&mut self.proxy, name, parse_proxy)?;
         }
         self.no_proxy = variable("no_proxy")?.or(variable("NO_PROXY")?).unwrap_or_default();
-        if self.client_secret.is_none() {
-            self.client_secret = variable("SF_CLIENT_SECRET")?.map(Secret);
-        }
-        if self.client_id.is_empty() {
-            self.client_id = variable("SF_CLIENT_ID")?.unwrap_or_default();
-        }
-        if let Some(sfdx) = &self.sfdx {
-            if self.client_id.is_empty() {
-                self.client_id.clone_from(&sfdx.client_id);
-            }
-            // The secret of an sfdx URL belongs to that URL's client alone.
-            let secret = sfdx.client_secret.as_ref().filter(|_| sfdx.client_id == self.client_id);
-            self.client_secret = self.client_secret.take().or(secret.cloned());
-        }
-        self.client_id = self.client_id.trim().to_owned();
-        if self.client_id.is_empty() {
-            let hint = "--client-id CONSUMER_KEY or SF_CLIENT_ID: Salesforce shows the consumer \
-                 key in Setup, under the settings of the external client app";
-            return Err(usage("missing client id", hint));
-        }
-        if self.basic && self.client_secret.is_none() {
-            let hint = "--client-secret-file FILE or SF_CLIENT_SECRET";
-            return Err(usage("--basic needs a client secret", hint));
-        }
+        let sfdx = sfdx.unwrap_or_default();
+        let id = id.unwrap_or_else(|| sfdx.client_id.clone());
+        // The secret of an sfdx URL belongs to that URL's client alone.
+        let secret = sfdx.client_secret.filter(|_| sfdx.client_id == id);
+        self.client_secret = self.client_secret.take().or(secret);
+        self.client_id = id.trim().to_owned();
+        self.endpoint = self.endpoint.take().or(sfdx.endpoint);
+        // One URL is one login: with more files its token would be sent twice, which kills the grant.
+        self.seed = sfdx.seed.filter(|_| self.sends_refresh_token() && self.files.len() == 1);
         Ok(())
     }
 
-    /// Says what everybody on the machine can read in the process list.
-    fn warn(&self) {
-        const SECRET: [&str; 4] = ["code", "code_verifier", "assertion", "client_assertion"];
-        for FormField { name, on_command_line, .. } in &self.data {
-            if *on_command_line && !self.quiet && SECRET.contains(&name.as_str()) {
-                say(None, &format!("everybody on this machine can read the {name} in --data"));
-                say_line(&format!("hint: --data {name}@FILE takes it from a file"));
-            }
-        }
+    /// Sees that nothing is missing, and that `-` stands alone.
+    fn check(&self) -> Result<(), Error> {
+        let filter = self.files.iter().any(|file| file.as_os_str() == "-");
+        let is_partial = self.output.is_some_and(|output| output != Output::Json);
+        let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
+        let only_copy = "the renewed document is the only copy of the grant: leave --output out";
+        let client_id = "--client-id or SF_CLIENT_ID: Setup shows the app's consumer key";
+        let secret = "--client-secret-file or SF_CLIENT_SECRET";
+        let lacks_secret = self.basic && self.client_secret.is_none();
+        first_problem(&[
+            (self.files.is_empty(), "missing FILE", example),
+            (filter && self.files.len() > 1, "'-' cannot be combined with other files", ""),
+            (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
+            (self.client_id.is_empty(), "missing client id", client_id),
+            (lacks_secret, "--basic needs a client secret", secret),
+        ])
+        .map_err(|(message, hint)| usage(message, hint))
     }
 
     /// Whether it is the file's refresh token that is sent.
@@ -658,38 +594,21 @@ impl Options {
         self.grant_type == REFRESH_TOKEN
     }
 
-    /// The refresh token of the sfdx auth URL, if refresh tokens are sent.
-    fn seed(&self) -> Option<&Secret> {
-        let sfdx = self.sfdx.as_ref().filter(|_| self.sends_refresh_token());
-        sfdx.map(|sfdx| &sfdx.refresh_token)
-    }
-
     /// What a token file starts from that does not exist yet, if one may be made.
     fn start(&self) -> Option<Token> {
-        let mut token = Token { members: Members::new() };
-        match self.seed() {
-            Some(seed) => token.set_refresh_token(seed),
-            None if self.sends_refresh_token() => return None,
-            None => {}
-        }
-        Some(token)
+        let seed = self.seed.as_ref().map(|seed| (REFRESH_TOKEN.to_owned(), seed.expose().into()));
+        let may_start = seed.is_some() || !self.sends_refresh_token();
+        may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
     fn endpoint_for(&self, token: &Token) -> Result<Uri, Error> {
-        let chosen = self.endpoint.as_ref().or(self.sfdx.as_ref().map(|sfdx| &sfdx.endpoint));
-        if let Some(endpoint) = chosen {
-            return Ok(endpoint.clone());
-        }
         // The file may choose between these two and name no host of its own.
-        let id = token.string("id").and_then(|id| id.parse::<Uri>().ok());
-        let is_sandbox = id.is_some_and(|id| {
-            is_https(&id) && id.authority().is_some_and(|a| a.as_str() == SANDBOX_HOST)
-        });
-        parse_endpoint(
-            if is_sandbox { SANDBOX_ENDPOINT } else { PRODUCTION_ENDPOINT },
-            "--endpoint",
-        )
+        let id = format!("{}/", token.string("id").unwrap_or_default());
+        let is_sandbox = id.starts_with("https://test.salesforce.com/");
+        let host = if is_sandbox { "test" } else { "login" };
+        let default = || parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint");
+        self.endpoint.clone().map_or_else(default, Ok)
     }
 
     /// The proxy for an endpoint; never for plain http, whose secrets it could read.
@@ -704,201 +623,157 @@ fn usage(message: impl Into<String>, hint: &str) -> Error {
     Error::new(Exit::Usage, message, hint)
 }
 
-/// An environment variable; an empty one counts as not set.
-fn set_variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
+/// The error is the first row whose problem is there: what it is, and the hint.
+fn first_problem<'a>(problems: &[(bool, &'a str, &'a str)]) -> Result<(), (&'a str, &'a str)> {
+    let found = problems.iter().find(|(is_there, ..)| *is_there);
+    found.map_or(Ok(()), |(_, what, hint)| Err((*what, *hint)))
 }
 
-/// A variable that has to be UTF-8, less the newline at its end.
+/// A variable that has to be UTF-8, less the newline at its end; an empty one counts as not set.
 fn variable(name: &str) -> Result<Option<String>, Error> {
-    let value = set_variable(name).map(OsString::into_string).transpose();
+    let value = std::env::var_os(name).unwrap_or_default().into_string();
     let value = value.map_err(|_| usage(format!("{name} is not UTF-8"), ""))?;
-    Ok(value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned()))
+    Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned()).filter(|line| !line.is_empty()))
 }
 
-/// The argument of the option just read: the name of a file.
-fn file(arguments: &mut lexopt::Parser) -> Result<PathBuf, Error> {
-    arguments.value().map(PathBuf::from).map_err(|e| bad_argument(&e))
+/// Takes from a variable what is missing still.
+fn fill_in<T>(missing: &mut Option<T>, name: &str, parse: Parse<T>) -> Result<(), Error> {
+    if missing.is_none() {
+        *missing = variable(name)?.map(|text| parse(&text, name)).transpose()?;
+    }
+    Ok(())
 }
 
 /// The argument of the option just read, which has to be UTF-8 and not empty.
-fn text(arguments: &mut lexopt::Parser, option: &str) -> Result<String, Error> {
-    let value = arguments.value().map_err(|e| bad_argument(&e))?;
-    let text = value.into_string().map_err(|_| usage(format!("{option} is not UTF-8"), ""))?;
-    if text.trim().is_empty() { Err(usage(format!("{option} is empty"), "")) } else { Ok(text) }
+fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result<T, Error> {
+    let text = from.value().and_then(lexopt::ValueExt::string).map_err(|e| bad_argument(&e))?;
+    let is_empty = text.trim().is_empty();
+    if is_empty { Err(usage(format!("{option} is empty"), "")) } else { parse(&text, option) }
 }
 
-/// The argument of the option just read, as `parse` understands it; the hint says what it `takes`.
-fn parsed<T>(
-    arguments: &mut lexopt::Parser,
-    option: &str,
-    takes: &str,
-    parse: impl Fn(&str) -> Option<T>,
-) -> Result<T, Error> {
-    let text = text(arguments, option)?;
-    let bad = || usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}"));
-    parse(&text).ok_or_else(bad)
-}
-
-/// What the file of an option holds, less one newline at its end; `-` is stdin. The file's name is not
-/// told: it may be the secret itself, given in place of a name.
-fn read_option(path: &Path, option: &str) -> Result<Secret, Error> {
-    let bad = |what: &str, hint: &str| usage(format!("the file of {option} {what}"), hint);
-    let bytes = match path.to_str() {
-        Some("-") => read_limited(io::stdin().lock(), MAX_DOCUMENT),
+/// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not
+/// told, for it may be the secret itself.
+fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
+    let sf = "; sf org auth show-sfdx-auth-url --json prints that";
+    let sf = if option == "--sfdx-url-file" { sf } else { "" };
+    let hint = format!("{option} takes the name of a file, not what is in it{sf}");
+    let bad = |what: &str| usage(format!("the file of {option} {what}"), &hint);
+    let bytes = match path {
+        "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
         _ => File::open(path).and_then(|file| read_limited(file, MAX_DOCUMENT)),
     };
-    let bytes = bytes.map_err(|cause| {
-        let hint = format!("{option} takes the name of a file, not what is in it");
-        bad(&format!("cannot be read: {}", describe(&cause)), &hint)
-    })?;
-    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8", ""))?;
+    let bytes = bytes.map_err(|e| bad(&format!("cannot be read: {}", describe(&e))))?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))?;
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
-    let line = text.strip_suffix('\n').unwrap_or(text);
-    match line.strip_suffix('\r').unwrap_or(line) {
-        "" => Err(bad("is empty", "")),
-        line => Ok(Secret(line.to_owned())),
-    }
+    let line = text.strip_suffix("\r\n").or(text.strip_suffix('\n')).unwrap_or(text);
+    if line.is_empty() { Err(bad("is empty")) } else { Ok(Secret(line.to_owned())) }
 }
 
 /// The certificates of a PEM file, at least one.
-fn read_roots(path: &Path, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
-    let bad = |what: &str| {
-        let message = format!("{origin}: {}: {what}", path.display());
-        usage(message, "a file of PEM certificates is needed")
-    };
-    let pem = File::open(path).and_then(|file| read_limited(file, MAX_ROOTS));
+fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Error> {
+    let hint = "a file of PEM certificates is needed";
+    let bad = |what: &str| usage(format!("{origin}: {path}: {what}"), hint);
+    // The bundles of distributions have a quarter of a MiB.
+    let pem = File::open(path).and_then(|file| read_limited(file, 16 * MAX_DOCUMENT));
     let pem = pem.map_err(|cause| bad(&describe(&cause)))?;
     let items: Result<Vec<_>, _> = ureq::tls::parse_pem(&pem).collect();
-    let is_certificate =
-        |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
-    let items = items.map_err(|_| bad("is not PEM"))?;
-    let roots: Vec<_> = items.into_iter().filter_map(is_certificate).collect();
+    let certificate = |item| if let PemItem::Certificate(root) = item { Some(root) } else { None };
+    let items = items.map_err(|_| bad("is not PEM"))?.into_iter();
+    let roots: Vec<_> = items.filter_map(certificate).collect();
     if roots.is_empty() { Err(bad("holds no certificate")) } else { Ok(roots) }
-}
-
-/// Which files go together: `-` stands alone, and its only copy of the grant goes to stdout whole.
-fn check_files(files: &[PathBuf], output: Option<Output>) -> Result<(), Error> {
-    let filter = files.iter().any(|file| file.as_os_str() == "-");
-    let is_partial = output.is_some_and(|output| output != Output::Json);
-    let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
-    let only_copy = "the renewed document is the only copy of the grant: leave --output out";
-    let problems = [
-        (files.is_empty(), "missing FILE", example),
-        (filter && files.len() > 1, "'-' cannot be combined with other files", ""),
-        (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
-    ];
-    let wrong = problems.into_iter().find(|(is_wrong, ..)| *is_wrong);
-    wrong.map_or(Ok(()), |(_, message, hint)| Err(usage(message, hint)))
 }
 
 /// What is wrong with an argument, without its value, which may be a secret.
 fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
-    match error {
-        UnexpectedOption(option) => {
-            let near = nearest_option(option).map(|near| format!("did you mean '{near}'?"));
-            let hint = near.unwrap_or("sf-refresh --help lists the options".to_owned());
-            usage(format!("unknown option '{option}'"), &hint)
+    let message = match error {
+        UnexpectedOption(it) => {
+            return usage(format!("unknown option '{it}'"), &nearest_option(it));
         }
-        MissingValue { option: Some(it) } => {
-            usage(format!("missing argument for option '{it}'"), "")
-        }
-        UnexpectedValue { option, .. } => usage(format!("option '{option}' takes no argument"), ""),
-        _ => usage("an argument is not valid", ""),
-    }
+        MissingValue { option: Some(it) } => format!("missing argument for option '{it}'"),
+        UnexpectedValue { option, .. } => format!("option '{option}' takes no argument"),
+        _ => "an argument is not UTF-8".to_owned(),
+    };
+    usage(message, "")
 }
 
-/// The long option of the help text that shares most pairs of letters with a misspelt one, if these
-/// are at least half of its own.
-fn nearest_option(misspelt: &str) -> Option<&'static str> {
-    let pairs: Vec<_> = misspelt.as_bytes().windows(2).collect();
-    let shared = |option: &str| {
-        pairs.iter().filter(|pair| option.as_bytes().windows(2).any(|own| own == **pair)).count()
-    };
+/// The hint at a misspelt option: the one of the help with most, and over half, of its letter pairs.
+fn nearest_option(misspelt: &str) -> String {
+    let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
+    let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
     HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && 2 * shared(word) >= pairs.len())
+        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
+        .map_or_else(|| "sf-refresh --help lists them".into(), |it| format!("did you mean '{it}'?"))
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
-fn parse_field(argument: &str) -> Result<FormField, Error> {
+fn parse_field(argument: &str, option: &str) -> Result<FormField, Error> {
     const OURS: [&str; 4] = ["grant_type", "client_id", "client_secret", REFRESH_TOKEN];
     let Some(at) = argument.find(['=', '@']).filter(|at| *at > 0) else {
         return Err(usage("--data has no field name", "--data NAME=VALUE or --data NAME@FILE"));
     };
-    let (name, value) = argument.split_at(at);
+    let (name, value) = (&argument[..at], &argument[at + 1..]);
     if OURS.contains(&name) {
         return Err(usage(format!("--data may not set '{name}': it has an option of its own"), ""));
     }
-    let (name, on_command_line) = (name.to_owned(), value.starts_with('='));
-    let value = match &value[1..] {
-        value if on_command_line => Secret(value.to_owned()),
-        file => read_option(Path::new(file), "--data")?,
-    };
-    Ok(FormField { name, value, on_command_line })
+    let is_value = argument[at..].starts_with('=');
+    let value = if is_value { Secret(value.to_owned()) } else { read_option(value, option)? };
+    Ok(FormField { name: name.to_owned(), value })
+}
+
+/// An option's value, if there is one; else the error that tells what it takes.
+fn checked<T>(value: Option<T>, text: &str, option: &str, takes: &str) -> Result<T, Error> {
+    value.ok_or_else(|| usage(format!("{option} cannot be '{text}'"), &format!("it takes {takes}")))
 }
 
 /// A time-out in seconds, with decimals if need be.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let parsed = Duration::try_from_secs_f64(text.parse().ok()?).ok()?;
+fn parse_timeout(text: &str, option: &str) -> Result<Duration, Error> {
+    let parsed = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     // A year is longer than any run, and small enough to be added to any clock.
-    Some(parsed).filter(|d| !d.is_zero() && *d <= Duration::from_secs(366 * 86_400))
+    let timeout = parsed.filter(|it| !it.is_zero() && *it <= Duration::from_secs(366 * 86_400));
+    checked(timeout, text, option, "a number of seconds above 0")
 }
 
 /// An age: a whole number and its unit.
-fn parse_age(text: &str) -> Option<Duration> {
-    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let find = |(unit, seconds)| Some((text.strip_suffix(unit)?, seconds));
-    let (number, seconds) = UNITS.into_iter().find_map(find)?;
-    let number = Some(number).filter(|number| number.bytes().all(|b| b.is_ascii_digit()))?;
-    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
+    const UNITS: [(char, u32); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let in_unit = |(unit, length)| seconds(text.strip_suffix(unit)?)?.checked_mul(length);
+    checked(UNITS.into_iter().find_map(in_unit), text, option, "an age such as 90s, 45m, 2h or 7d")
 }
 
 /// The name of an output format.
-fn parse_output(text: &str) -> Option<Output> {
-    match text {
-        "token" => Some(Output::Token),
-        "header" => Some(Output::Header),
-        "env" => Some(Output::Env),
-        "json" => Some(Output::Json),
-        "none" => Some(Output::None),
-        _ => None,
-    }
+fn parse_output(text: &str, option: &str) -> Result<Output, Error> {
+    use Output::{Env, Header, Json, Nothing, Token};
+    let all =
+        [("token", Token), ("header", Header), ("env", Env), ("json", Json), ("none", Nothing)];
+    let named = all.into_iter().find(|(name, _)| *name == text).map(|(_, output)| output);
+    checked(named, text, option, "token, header, env, json or none")
 }
 
-/// A token endpoint: `https`, or `http` on a loopback address. It is checked before ureq sees it,
-/// which would send user info and take another port for a bad one in silence. A host of Salesforce
-/// may stand without the path.
+/// A token endpoint: `https`, or `http` on a loopback address. A host of Salesforce may lack the
+/// path. ureq would send user info, and take another port for a bad one in silence.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
-    let bad = |what: &str, hint: &str| usage(format!("{origin}: {what}"), hint);
+    const PAGES: [&str; 2] = [".lightning.force.com", ".my.salesforce-setup.com"];
+    let bad = |(what, hint): (&str, &str)| usage(format!("{origin}: {what}"), hint);
     let example = "https://MyDomain.my.salesforce.com/services/oauth2/token";
-    let uri = url.parse::<Uri>().map_err(|_| bad("not a URL", example))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(bad("not a whole URL", example));
-    };
-    let host = authority.host().to_ascii_lowercase();
-    let pages = [".lightning.force.com", ".my.salesforce-setup.com"];
-    let domain = pages.iter().find_map(|page| host.strip_suffix(page));
-    let at = domain.map_or(authority.to_string(), |domain| format!("{domain}.my.salesforce.com"));
-    let right = format!("https://{at}/services/oauth2/token");
-    let is_page = domain.is_some() || uri.path().ends_with("/services/oauth2/authorize");
-    let is_http = scheme == "http";
-    let is_remote = is_http && !is_loopback(&host);
-    let problems = [
-        (authority.as_str().contains('@'), "user information in the URL", "--basic sends it"),
+    let uri = url.parse::<Uri>().ok().filter(|uri| uri.scheme().is_some());
+    let uri = uri.ok_or_else(|| bad(("not a whole URL", example)))?;
+    let at = uri.authority().map_or_else(String::new, |at| at.as_str().to_ascii_lowercase());
+    let host = PAGES.iter().fold(at.clone(), |at, page| at.replace(page, ".my.salesforce.com"));
+    let right = format!("https://{host}/services/oauth2/token");
+    let is_page = host != at || uri.path().ends_with("/services/oauth2/authorize");
+    let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
+    first_problem(&[
+        (at.contains('@'), "user information in the URL", "--basic sends it"),
         (!has_valid_authority(&uri), "no valid host and port", example),
         (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
-        (is_remote, "plain http is for loopback addresses alone", "use https"),
-        (!is_http && !is_https(&uri), "not an https URL", example),
+        (!is_https(&uri) && !is_here, "not https; plain http is for loopback alone", example),
         (is_page, "that is a page of the browser's, not the token endpoint", &right),
-    ];
-    if let Some((_, what, hint)) = problems.into_iter().find(|(is_wrong, ..)| *is_wrong) {
-        return Err(bad(what, hint));
-    }
-    let is_salesforce = ["login.salesforce.com", SANDBOX_HOST].contains(&host.as_str())
-        || host.ends_with(".my.salesforce.com");
-    let lacks_path = is_salesforce && uri.path() == "/" && uri.query().is_none();
+    ])
+    .map_err(bad)?;
+    let is_bare = uri.path() == "/" && uri.query().is_none();
+    let lacks_path = is_bare && host.ends_with(".salesforce.com");
     Ok(if lacks_path { right.parse().unwrap_or(uri) } else { uri })
 }
 
@@ -909,10 +784,8 @@ fn is_https(uri: &Uri) -> bool {
 
 /// The URL without its query, which may hold a secret.
 fn shown(uri: &Uri) -> String {
-    let scheme = uri.scheme_str().unwrap_or_default();
-    let authority = uri.authority().map_or("", |a| a.as_str());
-    let query = if uri.query().is_some() { "?***" } else { "" };
-    format!("{scheme}://{authority}{}{query}", uri.path())
+    let url = uri.to_string();
+    url.split_once('?').map_or_else(|| url.clone(), |(start, _)| format!("{start}?***"))
 }
 
 /// Whether the host is a DNS name in ASCII or an address, and the port is none or from 1 to 65535.
@@ -920,12 +793,9 @@ fn has_valid_authority(uri: &Uri) -> bool {
     let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else { return false };
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let is_host = !host.is_empty() && host.bytes().all(is_name) || address(host).is_some();
-    let port = authority.as_str().rsplit('@').next().and_then(|server| server.strip_prefix(host));
-    let is_port = |text: &str| {
-        let digits = text.strip_prefix(':').filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
-        text.is_empty() || digits.is_some_and(|t| t.parse::<u16>().is_ok_and(|port| port > 0))
-    };
-    is_host && port.is_some_and(is_port)
+    let port = uri.port_u16().map_or_else(String::new, |port| format!(":{port}"));
+    let server = authority.as_str().rsplit('@').next();
+    is_host && port != ":0" && server.is_some_and(|server| server == format!("{host}{port}"))
 }
 
 /// Whether a host is a loopback address, or the name that stands for one (RFC 6761 §6.3).
@@ -938,8 +808,7 @@ fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-/// A CONNECT proxy, `[SCHEME://][USER:PASSWORD@]HOST[:PORT]` as curl reads it: scheme `http`, port
-/// 1080.
+/// A CONNECT proxy, `[SCHEME://][USER:PASSWORD@]HOST[:PORT]` as curl reads it (`http`, port 1080).
 fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     let hint = "http://HOST:PORT, or unset it for a direct connection";
     let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
@@ -948,8 +817,7 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     let default_port = match scheme.as_str() {
         "http" => ":1080",
         "https" => ":443",
-        socks if socks.starts_with("socks") => return Err(bad("SOCKS proxies are not supported")),
-        _ => return Err(bad("not a proxy that sf-refresh can use")),
+        _ => return Err(bad("not an http or https proxy")),
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let uri = format!("http://{authority}").parse::<Uri>().ok().filter(has_valid_authority);
@@ -958,71 +826,50 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     Proxy::new(&format!("{scheme}://{authority}{port}")).map_err(|_| bad("not a URL"))
 }
 
-/// Whether `NO_PROXY` names the host, as curl decides it: names with their subdomains, a leading
-/// dot ignored, whole addresses, `*` alone for all.
+/// Whether `NO_PROXY` has the host, as curl reads it: names and what is below them, addresses, `*`.
 fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let ip = address(&host);
-    let names_host = |entry: &str| {
-        let name = entry.trim_matches('.').to_ascii_lowercase();
-        let parent = host.strip_suffix(name.as_str());
-        !name.is_empty() && parent.is_some_and(|p| p.is_empty() || p.ends_with('.'))
+    let names_host = |entry: &str| match ip {
+        Some(ip) => address(entry) == Some(ip),
+        None => {
+            let name = entry.trim_matches('.').to_ascii_lowercase();
+            let parent = host.strip_suffix(name.as_str()).filter(|_| !name.is_empty());
+            parent.is_some_and(|parent| parent.is_empty() || parent.ends_with('.'))
+        }
     };
-    no_proxy.trim() == "*"
-        || no_proxy.split([',', ' ', '\t']).any(|entry| match ip {
-            Some(ip) => address(entry) == Some(ip),
-            None => names_host(entry),
-        })
+    no_proxy.trim() == "*" || no_proxy.split([',', ' ', '\t']).any(names_host)
 }
 
-/// Said of a text that holds no sfdx auth URL.
-const NO_SFDX_URL: &str = "not an sfdx auth URL, force://ID:SECRET:REFRESH@HOST";
-
-/// What `sf` calls an sfdx auth URL: a login in one line.
-struct SfdxUrl {
-    client_id: String,
-    client_secret: Option<Secret>,
-    refresh_token: Secret,
-    endpoint: Uri,
-}
-
-impl SfdxUrl {
-    /// `force://[ID:SECRET:]REFRESH@HOST` in whatever text holds it: JSON or a table of `sf`, coloured
-    /// or not. It is not shown in errors.
-    fn parse(text: &str, origin: &str) -> Result<Self, Error> {
-        let bad = |what: &str| {
-            let hint = "sf org auth show-sfdx-auth-url --target-org ALIAS --json prints one";
-            usage(format!("{origin}: {what}"), hint)
-        };
-        let Some((_, rest)) = text.split_once("force://") else {
-            let hidden = text.contains("[REDACTED]");
-            return Err(bad(if hidden { "sf has hidden the URL here" } else { NO_SFDX_URL }));
-        };
-        let is_end = |c: char| c.is_whitespace() || c.is_control() || "\"'│|,<>\\".contains(c);
-        let url = rest.split(is_end).next().unwrap_or_default();
-        // A table in a narrow terminal goes on in a row without a first cell.
-        let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
-        if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
-            return Err(bad("the table has cut the URL into rows"));
-        }
-        let (grant, host) = url.rsplit_once('@').ok_or_else(|| bad(NO_SFDX_URL))?;
-        let (client_id, client_secret, refresh_token) = match grant.split(':').collect::<Vec<_>>()[..]
-        {
-            [refresh_token] | ["", refresh_token] => (PLATFORM_CLI, "", refresh_token),
-            [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
-            _ => return Err(bad(NO_SFDX_URL)),
-        };
-        if check_token(refresh_token).is_err() {
-            return Err(bad(NO_SFDX_URL));
-        }
-        let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
-        Ok(Self {
-            client_id: client_id.to_owned(),
-            client_secret: Some(Secret(client_secret.to_owned())).filter(|s| !s.0.is_empty()),
-            refresh_token: Secret(refresh_token.to_owned()),
-            endpoint: parse_endpoint(&endpoint, origin)?,
-        })
+/// What `sf` calls an sfdx auth URL, a login in one line: `force://[ID:SECRET:]REFRESH@HOST`, in
+/// whatever text holds it, JSON or a table of `sf`, coloured or not. It is not shown in errors.
+fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
+    let hint = "sf org auth show-sfdx-auth-url --json --target-org ALIAS prints one";
+    let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
+    let no_url = || bad("no sfdx auth URL, force://ID:SECRET:REFRESH@HOST, or sf has hidden it");
+    let (_, rest) = text.split_once("force://").ok_or_else(no_url)?;
+    // A table in a narrow terminal goes on in a row without a first cell.
+    let next_row = rest.lines().nth(1).and_then(|row| row.trim().strip_prefix('│'));
+    if next_row.is_some_and(|row| row.trim_start().starts_with('│')) {
+        return Err(bad("the table has cut the URL into rows"));
     }
+    let is_end = |c: char| !c.is_ascii_graphic() || "\"'|,<>\\".contains(c);
+    let url = rest.split(is_end).next().unwrap_or_default();
+    let (grant, host) = url.rsplit_once('@').ok_or_else(no_url)?;
+    let (client_id, client_secret, seed) = match grant.split(':').collect::<Vec<_>>()[..] {
+        [.., ""] => return Err(no_url()),
+        [refresh_token] | ["", refresh_token] => ("PlatformCLI", "", refresh_token),
+        [id, secret, refresh_token] if !id.is_empty() => (id, secret, refresh_token),
+        _ => return Err(no_url()),
+    };
+    let endpoint = format!("https://{}/services/oauth2/token", host.trim_end_matches('/'));
+    Ok(Options {
+        client_id: client_id.to_owned(),
+        client_secret: Some(Secret(client_secret.to_owned())).filter(|s| !s.0.is_empty()),
+        seed: Some(Secret(seed.to_owned())),
+        endpoint: Some(parse_endpoint(&endpoint, origin)?),
+        ..Options::default()
+    })
 }
 
 // ---- Token document: the JSON of a token file. Pure: no I/O, and the clock is an argument. ----
@@ -1033,65 +880,48 @@ struct Token {
 }
 
 impl Token {
-    /// Reads a token document; one that is empty is where the options say to start. Errors: file.
+    /// Reads a token document; an empty one is where the options say to start. Errors: file.
     fn parse(bytes: &[u8], options: &Options) -> Result<Self, Error> {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
+        let restore = "restore it, or log in again; a shell's > empties a file before it is read";
+        let needed = "the file has to hold the token reply: a JSON object with refresh_token";
         let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         if text.trim_ascii().is_empty() {
-            return options
-                .start()
-                .map_or_else(|| bad("is empty", "restore it, or log in again"), Ok);
+            return options.start().map_or_else(|| bad("is empty", restore), Ok);
         }
         if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
             return bad("is UTF-16, not UTF-8", "save it as UTF-8; PowerShell's > writes UTF-16");
         }
         let members = match serde_json::from_slice(text) {
             Ok(Value::Object(members)) => members,
-            Ok(other) => {
-                let message = format!("is no token file: it holds {}", kind_of(&other));
-                return bad(&message, "a JSON object with refresh_token is needed");
-            }
-            Err(cause) => {
-                let hint = "the file has to hold the token reply as JSON";
-                return bad(&format!("is not JSON: {cause}"), hint);
-            }
+            Ok(other) => return bad(&format!("holds {}, no token", kind_of(&other)), needed),
+            Err(cause) => return bad(&format!("is not JSON: {cause}"), needed),
         };
-        if options.sends_refresh_token() { Self::check(members) } else { Ok(Self { members }) }
-    }
-
-    /// Holds `refresh_token` to RFC 6749 appendix A.17.
-    fn check(members: Members) -> Result<Self, Error> {
         let wrong = match members.get(REFRESH_TOKEN) {
-            None => return Err(Self::lacks_refresh_token(&members)),
+            _ if !options.sends_refresh_token() => None,
+            None => return bad("has no refresh_token", Self::what_to_do(&members)),
             Some(Value::String(token)) => check_token(token).err(),
             Some(other) => Some(kind_of(other)),
         };
-        wrong.map_or(Ok(Self { members }), |what| {
-            let message = format!("has a refresh_token that is {what}");
-            Err(Error::new(Exit::File, message, "restore the file, or log in again"))
-        })
+        let hint = "restore the file, or log in again";
+        let refused = |what| bad(&format!("has a refresh_token that is {what}"), hint);
+        wrong.map_or(Ok(Self { members }), refused)
     }
 
     /// What to do about a document without a refresh token, by what it looks like.
-    fn lacks_refresh_token(members: &Members) -> Error {
-        let has = |name: &str| members.contains_key(name);
-        let nested = members.iter().find(|(_, value)| value.get(REFRESH_TOKEN).is_some());
-        let (message, hint) = if let Some((name, _)) = nested {
-            let hint = format!("move what is in '{name}' to the top level of the file");
-            (format!("has its refresh_token inside of '{name}'"), hint)
-        } else if ["sfdxAuthUrl", "result", "orgId", "username"].into_iter().any(has) {
-            let hint = "this looks like sf's: sf org auth show-sfdx-auth-url --json gives what \
-                 --sfdx-url-file reads";
-            ("has no refresh_token".to_owned(), hint.to_owned())
-        } else if has("refreshToken") || has("accessToken") {
-            let hint = "use the names of OAuth2: access_token and refresh_token";
-            ("has no refresh_token, but names in camelCase".to_owned(), hint.to_owned())
+    fn what_to_do(members: &Members) -> &'static str {
+        let has = |names: &[&str]| names.iter().any(|name| members.contains_key(*name));
+        if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
+            "it is nested in another member: move the tokens to the top level of the file"
+        } else if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
+            "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"
+        } else if has(&["refreshToken", "accessToken"]) {
+            "its names are in camelCase: OAuth2 has access_token and refresh_token"
+        } else if has(&["error"]) {
+            "this is a refusal of the server, not a token: log in again"
         } else {
-            let hint = "ask for the scope refresh_token (or offline_access) when you log in; a login \
-                 by JWT gives none, and is done again: --grant-type";
-            ("has no refresh_token".to_owned(), hint.to_owned())
-        };
-        Error::new(Exit::File, message, hint)
+            "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type"
+        }
     }
 
     /// A member that is a string.
@@ -1109,36 +939,29 @@ impl Token {
         self.string(REFRESH_TOKEN).unwrap_or_default()
     }
 
-    /// Puts another refresh token in the place of the old one.
-    fn set_refresh_token(&mut self, token: &Secret) {
-        self.members.insert(REFRESH_TOKEN.to_owned(), Value::from(token.expose()));
-    }
-
     /// `issued_at`, in milliseconds since 1970, as Salesforce writes it: a string or a number.
     fn issued_at(&self) -> Option<SystemTime> {
         let millis = whole_number(self.members.get("issued_at")?)?;
         UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 
-    /// Puts a reply into the document: each member replaces the old one or joins. The old tokens stay
-    /// if the reply has none that can be used (RFC 6749 §6). Gives whether the refresh token changed.
+    /// Puts a reply into the document: each member replaces the old one or joins, a token if it can
+    /// be used (RFC 6749 §6). Gives whether the refresh token changed.
     fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
         let before = self.refresh_token().to_owned();
-        let mut times = vec![("issued_at", millis_since_1970(now))];
-        if let Some(seconds) = reply.get("expires_in").and_then(whole_number) {
-            let expiry = millis_since_1970(now).saturating_add(seconds.saturating_mul(1000));
-            times.extend(["expires_at", "expiry", "expiry_date"].map(|name| (name, expiry)));
-        }
+        let issued = millis_since_1970(now);
+        let lifetime = reply.get("expires_in").and_then(whole_number);
+        let expiry = lifetime.map(|seconds| issued.saturating_add(seconds.saturating_mul(1000)));
         // What the reply does not replace would tell of the token before.
-        times.retain(|(name, _)| !reply.contains_key(*name));
+        let expiries = ["expires_at", "expiry", "expiry_date"].map(|name| (name, expiry));
+        for (name, millis) in expiries.into_iter().chain([("issued_at", Some(issued))]) {
+            if let (Some(value), Some(millis)) = (self.members.get_mut(name), millis) {
+                *value = time_like(value, name, millis);
+            }
+        }
         for (name, value) in reply {
             if !TOKENS[..2].contains(&name.as_str()) || is_token(&value) {
                 self.members.insert(name, value);
-            }
-        }
-        for (name, millis) in times {
-            if let Some(value) = self.members.get_mut(name) {
-                *value = time_like(value, name, millis);
             }
         }
         before != self.refresh_token()
@@ -1155,17 +978,17 @@ impl Token {
     /// What stdout gets: the token alone, a header, shell assignments or the document.
     fn render(&self, output: Output) -> Vec<u8> {
         let access_token = self.access_token().unwrap_or_default();
+        let url = self.string("instance_url").unwrap_or_default();
         let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
+        let (token, url) = (quoted(access_token), quoted(url));
         match output {
             Output::Token => format!("{access_token}\n").into_bytes(),
             Output::Header => format!("Authorization: Bearer {access_token}\n").into_bytes(),
             Output::Env => {
-                let url = quoted(self.string("instance_url").unwrap_or_default());
-                let token = quoted(access_token);
                 format!("SF_ACCESS_TOKEN={token}\nSF_ORG_INSTANCE_URL={url}\n").into_bytes()
             }
             Output::Json => self.to_json(),
-            Output::None => Vec::new(),
+            Output::Nothing => Vec::new(),
         }
     }
 }
@@ -1173,16 +996,12 @@ impl Token {
 /// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
 /// (requests-oauthlib), `expiry` is text (RFC 3339, Go), the others are in milliseconds.
 fn time_like(old: &Value, name: &str, millis: u64) -> Value {
-    match (old, name) {
-        (Value::String(old), "expiry") if old.contains('T') => Value::from(rfc_3339(millis / 1000)),
-        (Value::Number(old), "expires_at") if !old.is_u64() => {
-            let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
-            seconds.parse::<Number>().map_or(Value::Null, Value::Number)
-        }
-        (Value::String(_), "expires_at") => Value::from((millis / 1000).to_string()),
-        (_, "expires_at") => Value::from(millis / 1000),
-        (Value::String(_), _) => Value::from(millis.to_string()),
-        _ => Value::from(millis),
+    let seconds = millis / 1000;
+    let number = if name == "expires_at" { seconds } else { millis };
+    match old {
+        Value::String(old) if name == "expiry" && old.contains('T') => rfc_3339(seconds).into(),
+        Value::String(_) => number.to_string().into(),
+        _ => number.into(),
     }
 }
 
@@ -1221,16 +1040,22 @@ fn check_token(token: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The refresh token in the JSON of a document or a reply.
+fn refresh_token_in(text: &[u8]) -> Option<String> {
+    Some(reply_json(text)?.get(REFRESH_TOKEN)?.as_str()?.to_owned())
+}
+
 /// Whether a JSON value is a usable token.
 fn is_token(value: &Value) -> bool {
     value.as_str().is_some_and(|token| check_token(token).is_ok())
 }
 
-/// The first JSON value of a text, and where it ends.
-fn first_json(text: &[u8]) -> Option<(Value, usize)> {
-    let mut values = serde_json::Deserializer::from_slice(text).into_iter();
-    let value = values.next()?.ok()?;
-    Some((value, values.byte_offset()))
+/// The first JSON value of a reply. A grant must not be lost to the name of its user: what is not
+/// UTF-8, or half a surrogate pair (RFC 8259 §8.2), becomes some other character.
+fn reply_json(body: &[u8]) -> Option<Value> {
+    let text = String::from_utf8_lossy(body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body));
+    let first = |text: &str| serde_json::Deserializer::from_str(text).into_iter().next()?.ok();
+    first(&text).or_else(|| first(&text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff")))
 }
 
 /// A JSON value's kind, with its article.
@@ -1247,19 +1072,15 @@ fn kind_of(value: &Value) -> &'static str {
 
 // ---- Reply: what a status and a body mean; tables first. Pure: no I/O, no clock. ----
 
-/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its code (empty: any), a part of its
+/// What an `error` of RFC 6749 §5.2 or of Salesforce means: its codes (none: any), a part of its
 /// description, the exit status, a hint. The first row that fits counts; any other is the set-up.
 #[rustfmt::skip]
-const OAUTH_ERRORS: [(&str, &str, Exit, &str); 16] = [
+const OAUTH_ERRORS: [(&str, &str, Exit, &str); 12] = [
     ("", "ip restricted", Exit::Setup, "a login does not help: have this machine's address allowed, in the app or the user's profile"),
     ("invalid_grant", "token request is already being processed", Exit::Temporary, LATER),
-    ("invalid_grant", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
-    ("inactive_user", "", Exit::Refused, "the user is frozen or inactive: have it activated, log in again"),
-    ("inactive_org", "", Exit::Refused, "the org is locked or suspended: have it activated, log in again"),
-    ("rate_limit_exceeded", "", Exit::Temporary, LATER),
-    ("temporarily_unavailable", "", Exit::Temporary, LATER),
-    ("server_error", "", Exit::Temporary, LATER),
+    ("invalid_grant access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
+    ("inactive_user inactive_org", "", Exit::Refused, "frozen, locked or inactive: have it activated, log in again"),
+    ("rate_limit_exceeded temporarily_unavailable server_error", "", Exit::Temporary, LATER),
     ("invalid_client_id", "", Exit::Setup, "check --client-id: it is the app's consumer key; a new app takes some minutes to be known, and a sandbox has another endpoint"),
     ("invalid_client", "", Exit::Setup, "check --client-id and the secret (--client-secret-file, SF_CLIENT_SECRET); some servers want --basic"),
     ("unauthorized_client", "", Exit::Setup, "allow the app this grant type, and the user the app"),
@@ -1275,54 +1096,47 @@ const MAY_BE_USED: &str = "the server may have used the refresh token";
 /// A server that wants a client certificate: as an alert, or on a page.
 const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
 /// The hint for it.
-const CERTIFICATE_HINT: &str =
-    "sf-refresh cannot present one: use an endpoint that does not ask for it";
+const CERTIFICATE_HINT: &str = "sf-refresh cannot present one: use an endpoint that takes none";
 
 /// What a whole answer means; secrets of the request in what the server says are not told.
 fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request) -> Reply {
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
-    // A grant must not be lost to the name of its user: what is not UTF-8, or half a surrogate pair
-    // (RFC 8259 §8.2), becomes some other character.
     let text = String::from_utf8_lossy(body);
-    let fixed = || text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff");
-    let json = first_json(text.as_bytes()).or_else(|| first_json(fixed().as_bytes()));
     let success = matches!(status, 200..=299);
-    let json = match json.map(|(json, _)| json) {
+    let json = match reply_json(body) {
         Some(Value::Object(members)) if success && is_grant(&members, request) => {
-            return Reply::Granted(Grant { status, members });
+            return Reply::Granted((status, members));
         }
         json => json,
     };
+    let is_cut_short = text.trim_start().starts_with('{')
+        && serde_json::from_str::<Value>(&text).is_err_and(|e| e.is_eof());
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
-    let said = code.map(|code| server_text(code, json.as_ref(), &request.secrets));
-    match (status, code, said) {
+    let said = code.map_or_else(String::new, |it| server_text(it, json.as_ref(), &request.secrets));
+    match (status, code) {
         (300..=399, ..) => Reply::Failed(redirected(status, header("location"), &request.secrets)),
-        (408 | 420 | 429 | 500..=599, _, said) => {
-            let said = said.map_or_else(String::new, |said| format!(": {said}"));
+        (408 | 420 | 429 | 500..=599, _) => {
             let message = format!("the server is busy or failing: HTTP {status}{said}");
             let error = Error::new(Exit::Temporary, message, LATER);
             // A gateway that lost the answer.
             let is_lost = matches!(status, 502 | 504);
             if is_lost { Reply::Lost(error, wait) } else { Reply::Later(error, wait) }
         }
-        (_, Some(code), Some(said)) => refused(code, &said, wait, request),
-        _ if success && is_cut_short(body) => {
-            Reply::Lost(lost("the reply ends in the middle"), None)
-        }
+        (_, Some(code)) => refused(code, &said, wait, request),
+        _ if success && is_cut_short => Reply::Lost(lost("the reply ends in the middle"), None),
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
 }
 
-/// A wait in seconds (RFC 9110 §10.2.3); more than fits is more than any time-out. A date says nothing.
+/// A whole number of seconds, as in RFC 9110 §10.2.3; a date is none. More than fits is the most.
 fn seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// Whether the members hold a usable access token, or a new refresh token: that may be the only one
-/// that works now.
+/// Whether there is a usable access token, or a new refresh token: maybe the only one that works.
 fn is_grant(members: &Members, request: &Request) -> bool {
     let has = |name| members.get(name).is_some_and(is_token);
     let sent = request.refresh_token.as_ref().map(Secret::expose);
@@ -1330,53 +1144,45 @@ fn is_grant(members: &Members, request: &Request) -> bool {
     has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
 }
 
-/// Whether a body is the beginning of a JSON object.
-fn is_cut_short(body: &[u8]) -> bool {
-    body.trim_ascii_start().starts_with(b"{")
-        && serde_json::from_slice::<Value>(body).is_err_and(|e| e.is_eof())
-}
-
 /// A redirect, which would take the refresh token to another place: only its host is told.
 fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
-    let uri = location.and_then(|url| url.parse::<Uri>().ok());
-    let host = uri.as_ref().and_then(Uri::host);
-    let to = host.map_or_else(String::new, |host| format!(" to {}", secrets.mask(host)));
-    let hint = "give the endpoint itself with --endpoint (for Salesforce your My Domain host), and \
-         check that no captive portal answers in its place";
+    let host = location.and_then(|url| Some(secrets.mask(url.parse::<Uri>().ok()?.host()?)));
+    let to = host.map_or_else(String::new, |host| format!(" to {host}"));
+    let hint = "give the endpoint itself with --endpoint; a captive portal may answer in its place";
     Error::new(Exit::Setup, format!("redirect refused: HTTP {status}{to}"), hint)
 }
 
 /// An `error` of the server, by its code and what it `said`.
 fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) -> Reply {
     let lower = said.to_ascii_lowercase();
-    let fits = |(row, part, ..): &(&str, &str, Exit, &str)| {
-        (*row == code || row.is_empty()) && lower.contains(part)
+    let fits = |(codes, part, ..): &(&str, &str, Exit, &str)| {
+        (codes.is_empty() || codes.split(' ').any(|it| it == code)) && lower.contains(part)
     };
-    let (_, _, exit, hint) =
-        OAUTH_ERRORS.into_iter().find(fits).unwrap_or(("", "", Exit::Setup, ""));
+    let row = OAUTH_ERRORS.into_iter().find(fits);
+    let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (exit, hint));
     if exit == Exit::Temporary {
-        return Reply::Later(Error::new(exit, format!("the server is busy: {said}"), hint), wait);
+        return Reply::Later(Error::new(exit, format!("the server is busy{said}"), hint), wait);
     }
     let hint = match code {
         "invalid_client" if request.authorization.is_some() => {
-            "check --client-id and the secret; this server may want it in the form: leave --basic out"
+            "check --client-id; this server may want the secret in the form: leave --basic out"
         }
         "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => {
             "get a new code or assertion: each works once, and for a short time"
         }
         _ => hint,
     };
-    Reply::Failed(Error::new(exit, format!("refused: {said}"), hint))
+    Reply::Failed(Error::new(exit, format!("refused{said}"), hint))
 }
 
 /// A reply that is neither a grant nor an OAuth2 error: its status, and in words what came.
 fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
     let is_page = body.starts_with(b"<");
+    let (no_reply, unsaid) = ("not a token reply", "the server refused without saying why");
+    let has_token = json.is_some_and(|json| json.get("access_token").is_some());
     let came = match json {
-        Some(Value::Object(members)) if members.contains_key("access_token") => {
-            "JSON with an access_token that cannot be used"
-        }
+        Some(_) if has_token => "JSON with an access_token that cannot be used",
         Some(Value::Object(_)) => "JSON without an access_token",
         Some(other) => kind_of(other),
         None if body.is_empty() => "an empty body",
@@ -1384,18 +1190,11 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
         None if has("access_token=") => "form-encoded text, not JSON",
         None => "something that is not JSON",
     };
-    let mut what = "not a token reply";
-    let hint = match status {
-        400 if is_page && has("SSL certificate") => {
-            what = CERTIFICATE_DEMANDED;
-            CERTIFICATE_HINT
-        }
-        400 | 401 => {
-            what = "the server refused without saying why";
-            "check client id and secret; if they are right, log in again"
-        }
-        404 => "check --endpoint: there is no token endpoint at that path",
-        _ => "check --endpoint, and that no captive portal, proxy or firewall answers instead",
+    let (what, hint) = match status {
+        400 if is_page && has("SSL certificate") => (CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
+        400 | 401 => (unsaid, "check client id and secret; if they are right, log in again"),
+        404 => (no_reply, "check --endpoint: there is no token endpoint at that path"),
+        _ => (no_reply, "check --endpoint; a captive portal or firewall may answer instead"),
     };
     Error::new(Exit::Setup, format!("HTTP {status}: {what}, but {came}"), hint)
 }
@@ -1406,17 +1205,13 @@ fn lost(what: &str) -> Error {
     Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint)
 }
 
-/// The server's error and its description (RFC 6749 §5.2), fit to be shown.
+/// The server's error and its description (RFC 6749 §5.2) as the end of a message.
 fn server_text(code: &str, json: Option<&Value>, secrets: &Secrets) -> String {
     let string = |name: &str| json.and_then(|json| json.get(name)).and_then(Value::as_str);
     let mut secrets = secrets.clone();
-    for name in TOKENS {
-        secrets.add(string(name).unwrap_or_default());
-    }
-    match string("error_description") {
-        Some(description) => format!("{} ({})", secrets.mask(code), secrets.mask(description)),
-        None => secrets.mask(code),
-    }
+    TOKENS.iter().for_each(|name| secrets.add(string(name).unwrap_or_default()));
+    let description = string("error_description").map(|text| format!(" ({})", secrets.mask(text)));
+    format!(": {}{}", secrets.mask(code), description.unwrap_or_default())
 }
 
 /// The secrets of a run, to be masked in what a server says.
@@ -1426,24 +1221,20 @@ struct Secrets(Vec<String>);
 impl Secrets {
     /// Adds a secret, unless it is empty.
     fn add(&mut self, secret: &str) {
-        if !secret.is_empty() {
-            self.0.extend([secret.to_owned(), secret.replace(' ', "+")]);
-        }
+        let spellings = [secret.to_owned(), secret.replace(' ', "+")];
+        self.0.extend(spellings.into_iter().filter(|spelling| !spelling.is_empty()));
         // The longest first: a secret may be part of another.
         self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     }
 
-    /// A server's text, decoded once, without control characters and secrets, at most [`MAX_SHOWN`]
-    /// characters.
+    /// A server's text, decoded once, less control characters and secrets, cut at 300 characters.
     fn mask(&self, text: &str) -> String {
         let hide = |text: &str| self.0.iter().fold(text.to_owned(), |t, s| t.replace(s, "***"));
         // Before as well as after: a secret may hold what looks encoded.
         let decoded = decode(&hide(text));
         let shown = hide(&decoded.chars().filter(|c| is_printable(*c)).collect::<String>());
-        match shown.char_indices().nth(MAX_SHOWN) {
-            Some((end, _)) => format!("{}…", &shown[..end]),
-            None => shown,
-        }
+        let start: String = shown.chars().take(300).collect();
+        if start.len() < shown.len() { start + "…" } else { shown }
     }
 }
 
@@ -1451,16 +1242,15 @@ impl Secrets {
 fn decode(text: &str) -> String {
     #[rustfmt::skip]
     const ENTITIES: [(&str, &str); 7] = [
-        ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&#39;", "'"), ("&#x27;", "'"),
-        ("&amp;", "&"),
+        ("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""),
+        ("&#39;", "'"), ("&#x27;", "'"), ("&amp;", "&"),
     ];
-    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let [first, tail @ ..] = rest {
-        let code = if *first == b'%' { tail.get(..2) } else { None };
-        let code = code.and_then(|code| std::str::from_utf8(code).ok());
-        let decoded = code.and_then(|code| u8::from_str_radix(code, 16).ok());
-        bytes.push(decoded.unwrap_or(*first));
-        rest = if decoded.is_some() { &tail[2..] } else { tail };
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.get(..2).and_then(|code| u8::from_str_radix(code, 16).ok());
+        bytes.push(code.unwrap_or(b'%'));
+        bytes.extend(part.bytes().skip(if code.is_some() { 2 } else { 0 }));
     }
     let decoded = String::from_utf8_lossy(&bytes).into_owned();
     ENTITIES.iter().fold(decoded, |text, (entity, c)| text.replace(entity, c))
@@ -1468,9 +1258,8 @@ fn decode(text: &str) -> String {
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}' | '\u{2029}')
-        && !matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    let turns = matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{61C}' | '\u{FEFF}' | '\u{AD}');
+    !c.is_control() && !turns && !matches!(c, '\u{2066}'..='\u{2069}')
 }
 
 // ---- Network: from a request to its reply. Touches no file but through the save at hand. ----
@@ -1499,7 +1288,7 @@ impl Request {
             // Each is form-encoded before the two are joined (RFC 6749 §2.3.1).
             let pair = format!("{}:{}", form_encoded(&options.client_id), form_encoded(secret));
             let encoded = base64(pair.as_bytes());
-            secrets.add(&encoded);
+            secrets.add(encoded.trim_end_matches('='));
             authorization = Some(Secret(format!("Basic {encoded}")));
         } else {
             fields.push(("client_id", &options.client_id));
@@ -1595,6 +1384,7 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .build()
         .send(SendBody::from_reader(&mut exchange));
     let error = match (response, exchange.failure.take()) {
+        (_, Some(failure)) if failure.exit == Exit::Temporary => return Reply::Changed(failure),
         (_, Some(failure)) => failure,
         (Ok(response), None) => return exchange.receive(response),
         (Err(error), None) if exchange.sent => return lost_after_sending(&error),
@@ -1640,7 +1430,7 @@ impl Exchange<'_, '_> {
         let status = head.status.as_u16();
         let reply = read_answer(status, &head.headers, &self.received, self.request);
         // A grant that is whole counts although the connection broke off after it.
-        if matches!(reply, Reply::Granted(_)) {
+        if matches!(reply, Reply::Granted(..)) {
             return reply;
         }
         self.run.step(&format!("HTTP {status}"));
@@ -1900,6 +1690,7 @@ struct TokenFile {
 impl TokenFile {
     /// Opens (or makes) and locks a token file, and finishes an interrupted save.
     fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
+        let mut finished = 0;
         loop {
             let mut file = Self::open(path, run.options.start().is_some())?;
             lock_within(&file.handle, run, |run| file.note_access_token(run))?;
@@ -1921,9 +1712,14 @@ impl TokenFile {
             file.bytes = file.read().map_err(|e| file_error("read it", e, ""))?;
             run.step("locked");
             let Some(journal) = journal else { return Ok(file) };
+            if finished > 2 {
+                let hint = "remove it: the token file has what it holds";
+                return Err(Error::new(Exit::File, "its journal cannot be removed", hint));
+            }
             if !run.options.dry_run {
                 // Then it is looked at again: its name may stand for the former journal.
                 journal.finish(&file, run)?;
+                finished += 1;
                 continue;
             }
             // In memory alone.
@@ -1980,8 +1776,10 @@ impl TokenFile {
                 Err(e) => return Err(e),
             }
         }
-        let is_read = bytes.len() as u64 <= 2 * MAX_DOCUMENT;
-        read_limited(if is_read { trimmed(&bytes) } else { &bytes }, MAX_DOCUMENT)
+        let is_unread = bytes.len() as u64 > 2 * MAX_DOCUMENT;
+        bytes.truncate(trimmed(&bytes).len());
+        let is_large = is_unread || bytes.len() as u64 > MAX_DOCUMENT;
+        if is_large { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
 
     /// Whether this name stands for the file.
@@ -1998,6 +1796,13 @@ impl TokenFile {
     fn token_by_name(&self, options: &Options) -> Option<Token> {
         fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
         Token::parse(trimmed(&fs::read(&self.path).ok()?), options).ok()
+    }
+
+    /// Writes a document over what the file held. No cut: a power failure would leave NULs, no JSON.
+    fn overwrite(&self, document: &[u8]) -> io::Result<()> {
+        self.grow(document.len() as u64)?;
+        write_padded(&self.handle, document, 0, self.bytes.len() as u64)?;
+        self.handle.sync_all()
     }
 
     /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
@@ -2019,6 +1824,9 @@ impl Drop for TokenFile {
     }
 }
 
+/// What comes in a journal between the document and what that is to replace.
+const REPLACES: &[u8] = b"\nreplaces:\n";
+
 /// `.NAME.sf-refresh`, which holds the reply until it is saved. It is locked while its run lives.
 struct Journal {
     path: PathBuf,
@@ -2039,14 +1847,18 @@ impl Journal {
         let journal = Self { path, handle };
         let prepare = |file: &File| -> io::Result<()> {
             file.try_lock()?;
+            // Another run may have taken it for one that was left over.
+            journal.is_ours().then_some(()).ok_or(ErrorKind::WouldBlock)?;
             let (made, wanted) = (file.metadata()?, &save.file.metadata);
             if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
                 fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
             }
-            if save.can_rename && made.mode() != wanted.mode() {
+            // With a folder's default list the mode would open it to those in the list.
+            if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            write_padded(file, b"", 0, room)
+            let room = usize::try_from(room).unwrap_or(RESERVE);
+            file.write_all_at(&[vec![b' '; room], save.replaced()].concat(), 0)
         };
         prepare(&journal.handle).inspect_err(|_| journal.remove())?;
         Ok(journal)
@@ -2058,7 +1870,7 @@ impl Journal {
         while let Ok(metadata) = fs::symlink_metadata(&path) {
             let opened = if !metadata.is_file() || metadata.nlink() > 1 {
                 Err(io::Error::other("it is not a regular file with one name"))
-            } else if metadata.uid() != file.metadata.uid() {
+            } else if metadata.uid() != file.metadata.uid() && metadata.len() > 0 {
                 Err(io::Error::other("it belongs to another user"))
             } else {
                 OpenOptions::new().read(true).write(true).open(&path)
@@ -2090,33 +1902,42 @@ impl Journal {
         }
     }
 
-    /// What the journal of an earlier run holds for its file.
+    /// What the journal of an earlier run holds for its file. It wins if the file is still what it was to
+    /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
-        let Some((Value::Object(members), end)) = first_json(&bytes) else {
+        let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
+        let replaced = mark.map(|at| &bytes[at + REPLACES.len()..]);
+        let Some(Value::Object(members)) = reply_json(&bytes[..mark.unwrap_or(bytes.len())]) else {
             return Ok(LeftOver::Nothing);
         };
-        let (grant, replaced) = (Token { members }, bytes[end..].trim_ascii_start());
+        let grant = Token { members };
         if check_token(grant.refresh_token()).is_err() {
             return Ok(LeftOver::Nothing);
         }
         let granted_at = self.handle.metadata()?.modified()?;
-        let is_older = file.modified().is_some_and(|modified| modified > granted_at);
+        let is_older = file.modified().is_some_and(|modified| modified >= granted_at);
+        // One that was edited with the refresh token of before is no new login.
+        let before = replaced.and_then(refresh_token_in);
+        let is_as_before = replaced.map_or(!is_older, |replaced| {
+            file.bytes == replaced || before.is_some() && refresh_token_in(&file.bytes) == before
+        });
         // One was being written over the other, with blanks behind their ends.
-        let (new, at) = (grant.to_json(), |text: &[u8], i| text.get(i).copied().unwrap_or(b' '));
-        let is_half_written =
-            file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(replaced, i));
+        let (new, old) = (grant.to_json(), replaced.unwrap_or_default());
+        let at = |text: &[u8], i| text.get(i).copied().unwrap_or(b' ');
+        let is_half_written = !file.bytes.is_empty()
+            && file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(old, i));
         Ok(match Token::parse(&file.bytes, options) {
-            Ok(token) if is_older && !is_half_written => {
-                let is_same = token.refresh_token() == grant.refresh_token();
-                if is_same { LeftOver::Nothing } else { LeftOver::Superseded(grant) }
-            }
             // It may be the bare reply.
-            Ok(mut token) if !is_half_written => {
+            Ok(mut token) if is_as_before => {
                 token.merge(grant.members, granted_at);
                 LeftOver::Unsaved(token, granted_at)
             }
-            _ => LeftOver::Unsaved(grant, granted_at),
+            Err(_) if is_as_before || replaced.is_none() => LeftOver::Unsaved(grant, granted_at),
+            _ if file.bytes == new.trim_ascii_end() => LeftOver::Nothing,
+            _ if is_half_written => LeftOver::Unsaved(grant, granted_at),
+            Ok(token) if token.refresh_token() == grant.refresh_token() => LeftOver::Nothing,
+            _ => LeftOver::Superseded(grant),
         })
     }
 
@@ -2129,8 +1950,14 @@ impl Journal {
             LeftOver::Superseded(grant) => {
                 let kept = write_rescue_file(&file.path, &grant.to_json());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
+                fs::remove_file(&self.path).map_err(|e| {
+                    let _ = fs::remove_file(&kept);
+                    failed(e)
+                })?;
                 let kept = kept.display();
-                run.status(&format!("it is newer than its journal, whose grant is now in {kept}"));
+                let what = format!("it is newer than its journal, whose grant is now in {kept}");
+                say(Some(run.path), &what);
+                return Ok(());
             }
             LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json();
@@ -2154,8 +1981,8 @@ impl Journal {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
         let fresh = Self::make_at(path, save, document.len() as u64)?;
-        fresh.write(document, save)?;
-        fs::rename(&fresh.path, &self.path)?;
+        let done = fresh.write(document, save).and_then(|()| fs::rename(&fresh.path, &self.path));
+        done.inspect_err(|_| fresh.remove())?;
         Ok(Self { path: self.path.clone(), ..fresh })
     }
 
@@ -2168,7 +1995,7 @@ impl Journal {
         // By as little as the file system can tell, even if the clock is behind.
         for step in [Duration::from_millis(1), Duration::from_secs(2)] {
             if self.handle.metadata()?.modified()? <= of_file {
-                self.handle.set_modified(of_file + step)?;
+                self.handle.set_modified(of_file.checked_add(step).unwrap_or(of_file))?;
             }
         }
         self.handle.sync_all()
@@ -2203,6 +2030,11 @@ impl<'a> Save<'a> {
         Self { file, journal: None, can_rename, length, granted_at: None }
     }
 
+    /// What stands behind the document in a journal: what the file holds.
+    fn replaced(&self) -> Vec<u8> {
+        [REPLACES, &self.file.bytes].concat()
+    }
+
     /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file,
     /// or another run has made a journal just now.
     fn prepare(&mut self) -> Result<(), Error> {
@@ -2217,14 +2049,24 @@ impl<'a> Save<'a> {
         if device.is_ok_and(|device| device == file.metadata.dev()) {
             let made = Journal::make_at(Journal::path_beside(&file.path), self, room);
             match made.map(|journal| self.journal = Some(journal)).map_err(|e| (e.kind(), e)) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.check_unchanged(),
                 Err((AlreadyExists | ErrorKind::WouldBlock, _)) => return Err(lock_held()),
                 Err((PermissionDenied | ReadOnlyFilesystem | InvalidFilename, _)) => {}
                 Err((_, e)) => return Err(file_error("make the journal", e, hint)),
             }
         }
         // These blanks stay, so that a run that ends here has nothing to undo.
-        file.grow(room).map_err(|e| file_error("reserve room", e, hint))
+        file.grow(room).map_err(|e| file_error("reserve room", e, hint))?;
+        self.check_unchanged()
+    }
+
+    /// Sees once more, just before the refresh token is sent, that nobody has replaced it meanwhile.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        if self.file.is_unchanged_at(&self.file.path) {
+            return Ok(());
+        }
+        let message = "another program changed the file just now; nothing was sent";
+        Err(Error::new(Exit::Temporary, message, LATER))
     }
 
     /// Keeps a reply in the journal as it came in, for the next run if this one is killed.
@@ -2237,7 +2079,21 @@ impl<'a> Save<'a> {
     fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
         let journal = self.journal.take().filter(Journal::is_ours);
-        let journal = journal.filter(|journal| journal.write(document, self).is_ok());
+        // A journal whose file has changed goes on saying what it was to replace.
+        if !self.file.is_unchanged_at(&self.file.path) {
+            let text = [document, &self.replaced()].concat();
+            let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
+            // Whoever edited it without a new login has it from the journal: see [`Journal::read`].
+            let now = fs::read(&self.file.path).unwrap_or_default();
+            let is_edited =
+                journal.is_some() && refresh_token_in(&now) == refresh_token_in(&self.file.bytes);
+            let cause = is_edited.then(|| io::Error::other("it was edited meanwhile"));
+            return Err(NotSaved { cause, journal });
+        }
+        // Only one that takes the file's name holds the document alone: see [`Journal::read`].
+        let behind = if self.can_rename { Vec::new() } else { self.replaced() };
+        let text = [document, &behind].concat();
+        let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
         let saved = self.put_in_place(document, journal.as_ref());
         saved.map_err(|cause| NotSaved { cause, journal })
     }
@@ -2249,7 +2105,7 @@ impl<'a> Save<'a> {
         journal: Option<&Journal>,
     ) -> Result<&'static str, Option<io::Error>> {
         let file = self.file;
-        if let Some(journal) = journal.filter(|_| self.can_rename)
+        if let Some(journal) = journal.filter(|j| self.can_rename && !os::has_attributes(&j.handle))
             && file.is_unchanged_at(&file.path)
             && let Ok(true) = self.rename(journal)
         {
@@ -2257,17 +2113,16 @@ impl<'a> Save<'a> {
             let unsynced = "saved, but the folder could not be synced to the disk";
             return Ok(if synced { "saved" } else { unsynced });
         }
-        if let Some(journal) = journal {
-            // What is replaced stands behind the document: see [`Journal::read`].
-            let _ = journal.write(&[document, &file.bytes].concat(), self);
+        if let Some(journal) = journal.filter(|_| self.can_rename) {
+            let _ = journal.write(&[document, &self.replaced()].concat(), self);
         }
         if !file.is_unchanged_at(&file.path) {
             return Err(None);
         }
-        // It is never cut: a power failure during a cut leaves NULs, which are no JSON to others.
-        file.grow(document.len() as u64)?;
-        write_padded(&file.handle, document, 0, file.bytes.len() as u64)?;
-        file.handle.sync_all()?;
+        file.overwrite(document).inspect_err(|_| {
+            // A journal that could not be synced is to be newer all the same.
+            let _ = file.modified().map(|time| file.handle.set_modified(time));
+        })?;
         if !file.is_named(&file.path) {
             return Err(None);
         }
@@ -2389,18 +2244,19 @@ fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 /// Writes a document into a new private file: beside another, else here, else in the temp folder.
 fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
-    let first = std::process::id();
-    let mut places = folders.iter().flat_map(|folder| {
-        (first..first + 100).map(|n| folder.join(format!("sf-refresh-rescued-{n}.json")))
-    });
-    places.find(|path| {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let written = file.and_then(|file| {
-            file.write_all_at(document, 0)?;
-            file.sync_all()?;
-            sync_folder(path)
+    folders.into_iter().find_map(|folder| {
+        let places = (std::process::id()..).map(|n| format!("sf-refresh-rescued-{n}.json"));
+        let opened = places.map(|name| {
+            let path = folder.join(name);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            file.map(|file| (path, file))
         });
-        written.is_ok()
+        let is_taken = |e: &io::Error| e.kind() == ErrorKind::AlreadyExists;
+        let (path, file) = opened.into_iter().find(|o| !o.as_ref().is_err_and(is_taken))?.ok()?;
+        let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
+        let written = written.and_then(|()| sync_folder(&path));
+        written.inspect_err(|_| drop(fs::remove_file(&path))).ok()?;
+        Some(path)
     })
 }
 
@@ -2455,7 +2311,7 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
     };
     let cause = failure.cause.as_ref().map(|cause| format!("cannot save: {}", describe(cause)));
     let place = match cause {
-        None => in_file().or_else(in_journal),
+        None => in_file().or_else(in_journal).or_else(on_stdout),
         Some(_) => in_journal().or_else(on_stdout).or_else(in_file),
     };
     let why = cause.as_deref().unwrap_or("another program changed the file meanwhile");
@@ -2503,7 +2359,9 @@ fn file_error(what: &str, cause: io::Error, hint: &str) -> Error {
 /// A token file that cannot be opened, and what to do about the usual causes.
 fn cannot_open(cause: io::Error) -> Error {
     let hint = match cause.kind() {
-        ErrorKind::NotFound => "check the name; --sfdx-url-file or --grant-type makes a first one",
+        ErrorKind::NotFound => {
+            "check the name and its folder; --sfdx-url-file or --grant-type can make a first one"
+        }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "the file has to be readable and writable: the server may replace the refresh token"
         }

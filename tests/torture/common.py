@@ -1,9 +1,11 @@
 """What the torture scripts share: the program, the test endpoint, and a tally of results."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +29,7 @@ class Endpoint:
 
     def __init__(self, *options):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-endpoint-"))
-        self.options = options
+        self.options = [str(option) for option in options]
         self.process = None
         self.start()
 
@@ -82,13 +84,44 @@ class Endpoint:
         return state["refresh_token"]
 
 
-def document(refresh_token, indent=12):
+class Silent:
+    """An endpoint that takes requests and never answers."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/services/oauth2/token"
+        self.connections = []
+
+    def wait_for_request(self, process):
+        """Waits until a run has sent its refresh token; an error where the run ended before."""
+        self.listener.settimeout(0.1)
+        while process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                self.connections.append(self.listener.accept()[0])
+                break
+        else:
+            raise ConnectionError(f"status {process.returncode}, and no request")
+        connection = self.connections[-1]
+        connection.settimeout(WATCHDOG)
+        request = b""
+        while b"refresh_token=" not in request:
+            received = connection.recv(4096)
+            if not received:
+                raise ConnectionError(f"no refresh token in the request: {request!r}")
+            request += received
+
+    def close(self):
+        for connection in [*self.connections, self.listener]:
+            connection.close()
+
+
+def document(refresh_token, indent=12, note="kept \u00e9"):
     """A token file as another program might have written it, longer than what replaces it."""
     members = {
         "access_token": "00Dxx0000001gPL!AT-old",
         "refresh_token": refresh_token,
         "instance_url": "https://example.my.salesforce.com",
-        "note": "kept \u00e9",
+        "note": note,
         "issued_at": "1",
         "numbers": [1.50, 1e3],
     }
@@ -96,33 +129,52 @@ def document(refresh_token, indent=12):
 
 
 def parse(data):
-    """The token document in these bytes; None where they hold none."""
+    """The token document in these bytes; None where they hold none, or are None."""
     try:
-        token = json.loads(data)
+        token = json.loads(data or b"")
     except ValueError:
         return None
     usable = isinstance(token, dict) and isinstance(token.get("refresh_token"), str)
     return token if usable and token["refresh_token"] else None
 
 
+def contents(path):
+    """The bytes of a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
 def journal_of(path):
     return path.with_name(f".{path.name}.sf-refresh")
 
 
-def run(command, **options):
-    """Runs a command to its end; its status is None where it hangs."""
-    environment = {"PATH": os.environ["PATH"]}
-    options = {"capture_output": True, "env": environment, "timeout": WATCHDOG, **options}
+def rescued_files(*folders):
+    """The documents in these folders that runs could not save elsewhere."""
+    return [path for folder in folders for path in folder.glob("sf-refresh-rescued-*")]
+
+
+def run(command, input=b"", **options):
+    """Runs a command to its end, with this on its stdin; its status is None where it hangs."""
     command = [str(word) for word in command]
+    streams = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    options = {"env": {"PATH": os.environ["PATH"]}, **streams, **options}
+    process = subprocess.Popen(command, start_new_session=True, **options)
     try:
-        return subprocess.run(command, **options)
-    except subprocess.TimeoutExpired as hang:
-        return subprocess.CompletedProcess(command, None, hang.stdout, hang.stderr or b"")
+        output, errors = process.communicate(input, timeout=WATCHDOG)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        # strace would leave behind what it watches.
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        status = None
+    return subprocess.CompletedProcess(command, status, output, errors)
 
 
-def refresh(url, *paths):
-    """The command line that renews these token files there."""
-    return [PROGRAM, "-i", CLIENT_ID, "-e", url, "--ca-cert", CA, "--retry", "0", *paths]
+def refresh(url, *words, retry=0):
+    """The command line that renews token files there, with these options."""
+    return [PROGRAM, "-i", CLIENT_ID, "-e", url, "--ca-cert", CA, "--retry", retry, *words]
 
 
 class Tally:

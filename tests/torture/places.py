@@ -1,9 +1,12 @@
 """Renews token files in the places where they are kept, kind ones and unkind ones.
 
+usage: places.py [PLACE...]
+
 Each place is a test by its name. Those that need a mount namespace, root, or a file system that
 knows attributes are named as skipped, with the reason, where this machine has none.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -13,14 +16,20 @@ import sys
 import tempfile
 
 import common
-from common import journal_of, parse, refresh, run
+from common import contents, journal_of, parse, refresh, rescued_files, run
 
 NOBODY = 65534
+# What may follow a document, and is no change of it.
+BLANKS = b" \t\r\n\0"
+# How long the endpoint thinks in places that need it, in milliseconds.
+THINKS = 300
+KILLS = 100
 PLACES = []
 
 
 def place(name, *needs):
-    """Marks a test of a place, and what it needs: root, mounts, attributes."""
+    """Marks a test of a place, and what it needs: root, mounts, attributes, lists (of access), or
+    an endpoint that thinks."""
     def mark(test):
         PLACES.append((name, needs, test))
         return test
@@ -65,20 +74,41 @@ class Room:
         self.mount("-t", "tmpfs", "-o", ",".join(["size=64k", *options]), "tmpfs", folder)
         return folder
 
-    def fails(self, *paths, status, **options):
-        """A run that has to end so, having sent nothing and changed nothing."""
-        before = [pathlib.Path(path).read_bytes() for path in paths]
-        result = run(refresh(self.endpoint.url, *paths), **options)
+    def fails(self, path, status, hint=b"", tail=b"", **options):
+        """A run that has to end so, having sent nothing and changed nothing; a tail of these bytes
+        may follow the document."""
+        before = path.read_bytes()
+        result = run(refresh(self.endpoint.url, path), **options)
         self.expect(result.returncode == status, f"{result.returncode}: {result.stderr!r}")
+        self.expect(hint in result.stderr, f"no hint {hint!r}: {result.stderr!r}")
         self.expect(self.endpoint.state()["posts"] == self.posts, "something was sent")
-        for path, data in zip(paths, before):
-            self.expect(pathlib.Path(path).read_bytes() == data, f"{path} was changed")
-            self.nothing_beside(pathlib.Path(path))
+        changed = path.read_bytes().rstrip(tail) != before.rstrip(tail)
+        self.expect(not changed, f"{path} was changed")
+        self.nothing_beside(path)
         return result
 
     def renews(self, path, status=0, real=None, delivers=True, **options):
         """A run that has to save the new grant there, and leave nothing beside it."""
         result = run(refresh(self.endpoint.url, path), **options)
+        return self.judge(result, path, status, real, delivers)
+
+    def watches(self, path, users=(), **options):
+        """A run that has to save the new grant, and what is seen of it while the endpoint thinks:
+        for the file and the journal the sizes, the modes, and the users who could read it."""
+        seen = {"file": set(), "journal": set()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [str(word) for word in refresh(self.endpoint.url, path)]
+        process = subprocess.Popen(command, **pipes, **options)
+        while process.poll() is None:
+            for name, file in (("file", path), ("journal", journal_of(path))):
+                seen[name] |= sights(file) | {("read", user) for user in readers(file, users)}
+        output, errors = process.communicate()
+        result = subprocess.CompletedProcess(command, process.returncode, output, errors)
+        self.judge(result, path)
+        return seen
+
+    def judge(self, result, path, status=0, real=None, delivers=True):
+        """Whether a run saved the new grant, and left nothing beside it."""
         state = self.endpoint.state()
         real = pathlib.Path(real or path)
         self.expect(result.returncode == status, f"{result.returncode}: {result.stderr!r}")
@@ -93,8 +123,9 @@ class Room:
         return result
 
     def nothing_beside(self, path):
-        names = {entry.name for entry in path.resolve().parent.glob(".*sf-refresh*")}
-        self.expect(not names, f"left beside the file: {names}")
+        folder = path.resolve().parent
+        left = [*folder.glob(".*sf-refresh*"), *rescued_files(folder)]
+        self.expect(not left, f"left beside the file: {[entry.name for entry in left]}")
 
     def expect(self, truth, otherwise):
         if not truth:
@@ -107,6 +138,25 @@ class Room:
             if not path.is_symlink():
                 subprocess.run(["chattr", "-ia", str(path)], capture_output=True, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sights(path):
+    """What everybody sees of a file: its size and its mode. Nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return set()
+    return {("size", found.st_size), ("mode", stat.S_IMODE(found.st_mode))}
+
+
+def readers(path, users):
+    """Those of these users, (user, group) each, who can read a file."""
+    able = set()
+    for user, group in users:
+        identity = {"user": user, "group": group, "extra_groups": []}
+        if subprocess.run(["cat", path], capture_output=True, **identity).stdout:
+            able.add((user, group))
+    return able
 
 
 def as_nobody():
@@ -131,22 +181,95 @@ def odd_name(room):
     room.renews(path)
 
 
-@place("a bind-mounted single file", "mounts")
-def bind(room):
-    outside, inside = room.put("outside/token.json"), room.put("inside/token.json")
+def bound(room, outside="outside/token.json"):
+    """A token file, and another name in another folder by which it is mounted."""
+    outside, inside = room.put(outside), room.put("inside/token.json")
     room.mount("--bind", outside, inside)
-    room.renews(inside)
+    return outside, inside
+
+
+@place("a bind-mounted single file: a journal, though no rename", "mounts", "thinks")
+def bind(room):
+    outside, inside = bound(room)
+    seen = room.watches(inside)
+    room.expect(seen["journal"], "no journal was made")
     room.expect(outside.read_bytes() == inside.read_bytes(), "the mounted file has another text")
     room.nothing_beside(outside)
 
 
 @place("a bind-mounted file after a save that was interrupted", "mounts")
 def bind_interrupted(room):
-    outside, inside = room.put("outside/token.json"), room.put("inside/token.json")
-    room.mount("--bind", outside, inside)
+    _, inside = bound(room)
     shutil.copy(inside, journal_of(inside))
     inside.write_bytes(common.document("5Aep-RT-used-before"))
+    os.utime(inside, (1e9, 1e9))
     room.renews(inside)
+
+
+@place("a bind-mounted file from another device: no journal", "mounts", "thinks")
+def bind_far(room):
+    outside, inside = bound(room, room.tmpfs() / "token.json")
+    seen = room.watches(inside)
+    room.expect(not seen["journal"], "a journal was made in a folder on another device")
+    room.expect(outside.read_bytes() == inside.read_bytes(), "the mounted file has another text")
+
+
+@place("a bind-mounted file from a full disk, without room for the reply", "mounts")
+def bind_full(room):
+    folder = room.tmpfs()
+    # The page that the file has is full, but for less than a reply adds.
+    path = folder / "token.json"
+    path.write_bytes(common.document(room.grant, None, "x" * 3800))
+    fill(folder)
+    inside = room.put("inside/token.json")
+    room.mount("--bind", path, inside)
+    room.fails(inside, status=1, tail=BLANKS)
+
+
+@place("a bind-mounted file from a full disk, with room in the file", "mounts")
+def bind_full_with_room(room):
+    folder = room.tmpfs()
+    outside, inside = bound(room, folder / "token.json")
+    with open(outside, "ab") as file:
+        file.write(b" " * 20_000)
+    fill(folder)
+    room.renews(inside)
+    room.expect(outside.stat().st_size > 20_000, "the room was given back")
+
+
+def orphan(room, remove):
+    """A mounted file whose last name is gone holds what nobody renews any more."""
+    outside, inside = bound(room)
+    remove(outside)
+    room.fails(inside, status=1, hint=b"mount the folder, not the file")
+
+
+@place("a bind-mounted file that was removed outside", "mounts")
+def orphan_removed(room):
+    orphan(room, os.unlink)
+
+
+@place("a bind-mounted file that was renamed over outside", "mounts")
+def orphan_renamed_over(room):
+    orphan(room, lambda outside: os.replace(room.put("outside/new.json"), outside))
+
+
+@place("overlayfs, a file of the lower layer", "mounts")
+def overlay(room):
+    folder = room.tmpfs("size=1m")
+    layers = {name: folder / name for name in ("lower", "upper", "work", "merged")}
+    for layer in layers.values():
+        layer.mkdir()
+    lower = room.put(layers["lower"] / "token.json")
+    before = lower.read_bytes()
+    options = ",".join(f"{name}dir={layers[name]}" for name in ("lower", "upper", "work"))
+    room.mount("-t", "overlay", "-o", options, "overlay", layers["merged"])
+    for _ in range(2):
+        room.renews(layers["merged"] / "token.json")
+        room.posts += 1
+    room.expect(lower.read_bytes() == before, "the lower layer was changed")
+    names = [entry.name for entry in layers["upper"].iterdir()]
+    room.expect(names == ["token.json"], f"left in the upper layer: {names}")
 
 
 @place("a read-only root with one writable file", "mounts")
@@ -271,6 +394,35 @@ def foreign_folder(room):
     room.expect(path.stat().st_uid == NOBODY, "the owner changed")
 
 
+@place("a foreign folder: room is made once, however many runs are killed", "root")
+def killed_in_place(room):
+    path = room.put("theirs/token.json")
+    os.chown(path, NOBODY, NOBODY)
+    # Once renewed, the document is as long as it will be, but for a digit of its tokens.
+    room.renews(path, **as_nobody())
+    silent = common.Silent()
+    sizes = set()
+    try:
+        for _ in range(KILLS):
+            command = [str(word) for word in refresh(silent.url, path)]
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **as_nobody())
+            silent.wait_for_request(process)
+            process.kill()
+            process.wait()
+            sizes.add(path.stat().st_size)
+            if len(sizes) > 1:
+                break
+    finally:
+        silent.close()
+    room.expect(len(sizes) == 1, f"sizes after {KILLS} kills: {sorted(sizes)[:4]}")
+    for _ in range(2):
+        room.posts += 1
+        room.renews(path, **as_nobody())
+        sizes.add(path.stat().st_size)
+    grown = max(sizes) - min(sizes)
+    room.expect(grown < 100, f"sizes after two renewals: {sorted(sizes)[:4]}")
+
+
 @place("a sticky folder with another user's file that all may write", "root")
 def sticky_folder(room):
     path = room.put("shared/token.json", 0o666)
@@ -297,6 +449,89 @@ def mode_and_owner(room):
     now = path.stat()
     kept = (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode))
     room.expect(kept == (NOBODY, 1, 0o640), f"now {kept}")
+
+
+# Who may read a token file: someone whom its list names, a member of its group, a member of a
+# group that the list names, and somebody else.
+USERS = [(1001, 1001), (1002, 2001), (1003, 2002), (1004, 1004)]
+ENTRIES = "u:1001:r--,g:2002:rw-,m::r--"
+
+
+def access_list(path, *words):
+    """Changes the access control list of a file or a folder."""
+    done = subprocess.run(["setfacl", *words, path], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Skip(done.stderr.strip())
+
+
+def rights(path):
+    """All that says who may do what with a file."""
+    command = ["getfacl", "--numeric", "--absolute-names", path]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def keeps_rights(room, path):
+    """A renewal in which nobody gains or loses a right to the file or gains one to the journal."""
+    before, able = rights(path), readers(path, USERS)
+    seen = room.watches(path, USERS)
+    for name, sights in seen.items():
+        gained = {user for what, user in sights if what == "read"} - able
+        room.expect(not gained, f"could read the {name} meanwhile: {gained}")
+    room.expect(rights(path) == before, f"rights now: {rights(path)}; before: {before}")
+    room.expect(readers(path, USERS) == able, f"can read it now: {readers(path, USERS)}")
+
+
+@place("an access control list: kept, and nobody gains a right", "root", "lists", "thinks")
+def listed(room):
+    path = room.put("token.json", 0o600)
+    os.chown(path, 0, 2001)
+    access_list(path, "-m", ENTRIES)
+    room.expect(readers(path, USERS) == {(1001, 1001), (1003, 2002)}, "the list does not count")
+    keeps_rights(room, path)
+
+
+@place("a list without a mask's rights: kept, and nobody gains one", "root", "lists", "thinks")
+def masked(room):
+    path = room.put("token.json", 0o600)
+    os.chown(path, 0, 2001)
+    access_list(path, "-m", "u:1001:r--,g::r--,m::---")
+    keeps_rights(room, path)
+
+
+@place("a folder whose default list names others: they gain nothing", "root", "lists", "thinks")
+def listed_folder(room):
+    path = room.put("folder/token.json", 0o640)
+    os.chown(path, 0, 2001)
+    access_list(path.parent, "-d", "-m", ENTRIES)
+    keeps_rights(room, path)
+
+
+@place("the mode says who reads: nobody else does meanwhile", "root", "lists", "thinks")
+def unlisted(room):
+    path = room.put("token.json", 0o640)
+    os.chown(path, 0, 2001)
+    keeps_rights(room, path)
+
+
+@place("several names and a mode for all: the journal is for its owner", "root", "thinks")
+def linked_for_all(room):
+    path = room.put("token.json", 0o644)
+    os.link(path, room.folder / "other.json")
+    seen = room.watches(path, USERS)
+    room.expect(("mode", 0o600) in seen["journal"], f"the journal: {seen['journal']}")
+    able = {sight for sight in seen["journal"] if sight[0] == "read"}
+    room.expect(not able, f"others could read the journal: {able}")
+
+
+@place("an attribute of a user: kept")
+def attributed(room):
+    path = room.put("token.json")
+    try:
+        os.setxattr(path, "user.note", b"kept")
+    except OSError as cause:
+        raise Skip(str(cause)) from cause
+    room.renews(path)
+    room.expect(os.listxattr(path) == ["user.note"], f"attributes now: {os.listxattr(path)}")
 
 
 @place("a strange umask: the mode stays")
@@ -365,16 +600,14 @@ def append_only_folder(room):
 @place("stdout full: saved, exit 6")
 def stdout_full(room):
     with open("/dev/full", "wb") as disk:
-        streams = {"capture_output": False, "stdout": disk, "stderr": subprocess.PIPE}
-        room.renews(room.put("token.json"), status=6, delivers=False, **streams)
+        room.renews(room.put("token.json"), status=6, delivers=False, stdout=disk)
 
 
 @place("stdout a closed pipe: saved, exit 0")
 def stdout_pipe_closed(room):
     reader, writer = os.pipe()
     os.close(reader)
-    streams = {"capture_output": False, "stdout": writer, "stderr": subprocess.PIPE}
-    room.renews(room.put("token.json"), delivers=False, **streams)
+    room.renews(room.put("token.json"), delivers=False, stdout=writer)
     os.close(writer)
 
 
@@ -421,6 +654,8 @@ def lacks(needs, mounts):
         return "needs root"
     if "attributes" in needs and not shutil.which("chattr"):
         return "no chattr"
+    if "lists" in needs and not shutil.which("setfacl"):
+        return "no setfacl"
     return None
 
 
@@ -439,41 +674,45 @@ def enter_namespace():
     return False
 
 
-def within_reach():
+def within_reach(tools):
     """Copies the program and the CA to where every user may read them."""
-    tools = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-tools-"))
-    tools.chmod(0o755)
+    os.chmod(tools, 0o755)
     common.PROGRAM = shutil.copy(common.PROGRAM, tools)
     common.CA = shutil.copy(common.CA, tools)
     os.chmod(common.CA, 0o644)
-    return tools
+
+
+def try_place(tally, name, test, endpoint):
+    """One place, in a folder of its own."""
+    room = Room(endpoint)
+    try:
+        test(room)
+        tally.check(name, room.wrong)
+    except Skip as reason:
+        tally.skip(name, reason)
+    except OSError as unexpected:
+        tally.check(name, [*room.wrong, f"{type(unexpected).__name__}: {unexpected}"])
+    finally:
+        room.close()
 
 
 def main(arguments):
     wanted = [word for word in arguments if not word.startswith("-")]
     mounts = enter_namespace()
     tally = common.Tally()
-    endpoint = common.Endpoint()
-    tools = within_reach()
-    try:
+    with contextlib.ExitStack() as stack:
+        within_reach(stack.enter_context(tempfile.TemporaryDirectory()))
+        quick, thinking = common.Endpoint(), common.Endpoint("--delay", THINKS)
+        for endpoint in (quick, thinking):
+            stack.callback(endpoint.close)
         for name, needs, test in PLACES:
+            reason = lacks(needs, mounts)
             if wanted and not any(word in name for word in wanted):
                 continue
-            reason = lacks(needs, mounts)
             if reason:
                 tally.skip(name, reason)
-                continue
-            room = Room(endpoint)
-            try:
-                test(room)
-                tally.check(name, room.wrong)
-            except Skip as reason:
-                tally.skip(name, reason)
-            finally:
-                room.close()
-    finally:
-        endpoint.close()
-        shutil.rmtree(tools)
+            else:
+                try_place(tally, name, test, thinking if "thinks" in needs else quick)
     return tally.finish("places")
 
 

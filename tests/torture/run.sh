@@ -3,12 +3,14 @@
 #
 # usage: run.sh [--quick]
 #
-# SF_REFRESH and STAND_IN may name programs that are built already. Needs Python 3, and root to
+# SF_REFRESH and STAND_IN may name programs that are built already, SUITES some of the suites; SEED and
+# ROUNDS are those of disorder.py, CUTS that of power.py. Needs Python 3, and root to
 # install strace by apt-get where it is missing.
 . "$(dirname "$0")/../lib.sh"
 
 need strace strace || true
 need chattr e2fsprogs || true
+need setfacl acl || true
 need unshare util-linux || true
 
 build stand_in
@@ -23,14 +25,14 @@ STAND_IN=$(realpath "$stand_in")
 export SF_REFRESH STAND_IN PYTHONDONTWRITEBYTECODE=1
 
 # The suites, each a Python script beside this one with a closing line of its own.
-suites='places crowd'
+suites='places crowd stops power'
 if has strace && strace -o /dev/null true 2>/dev/null; then
-    suites="$suites torture"
+    suites="$suites torture disorder"
 else
-    echo 'skipped: every system call killed and failed (no strace, or no right to use it)'
+    echo 'skipped: every system call killed and failed, disorder (no strace, or no right to use it)'
 fi
 status=0
-for suite in $suites; do
+for suite in ${SUITES:-$suites}; do
     python3 "$here/$suite.py" "$@" || status=1
 done
 exit $status

@@ -3,11 +3,14 @@
 usage: torture.py [--quick] [SCENARIO...]
 
 After each case: is the token file whole, is the live refresh token still ours, does the exit
-status tell the truth, and does the next run go on? The closing line has the figures.
+status tell the truth, and does the next run go on? The endpoint thinks for a moment before it
+answers. The window that no client can close is printed as what it is: from the request's last
+byte until the reply is kept, by SIGKILL alone. The closing line has the figures.
 """
 
 import collections
 import concurrent.futures
+import json
 import os
 import pathlib
 import re
@@ -16,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 
 import common
-from common import journal_of, parse, refresh, run
+from common import contents, journal_of, parse, refresh, rescued_files, run
 
 # What each call can meet. EINTR stands for a signal, which every blocking call can meet.
 DISK = ["EIO", "ENOSPC", "EDQUOT"]
@@ -36,6 +40,12 @@ ERRORS = {
     "fsync": ["EINTR", "EROFS", *DISK],
     "close": ["EIO", "EINTR", "ENOSPC"],
     "rename": ["EACCES", "EPERM", "EBUSY", "EXDEV", "EROFS", "ENOENT", "ENOMEM", *DISK],
+    "renameat2": ["EINVAL", "ENOSYS", "EPERM", "EBUSY", "EXDEV", "EACCES", "EROFS", *DISK],
+    "link": ["EPERM", "EEXIST", "EMLINK", "EACCES", *DISK],
+    "linkat": ["EPERM", "EEXIST", "EMLINK", "EACCES", *DISK],
+    "listxattr": ["EOPNOTSUPP", "ENOSYS", "ERANGE", "EPERM", "EIO", "ENOMEM"],
+    "flistxattr": ["EOPNOTSUPP", "ENOSYS", "ERANGE", "EPERM", "EIO", "ENOMEM"],
+    "rt_sigaction": ["EINVAL"],
     "unlink": ["EACCES", "EPERM", "EBUSY", "EROFS", "EIO"],
     "fchmod": ["EPERM", "EROFS", "EIO"],
     "fchown": ["EPERM", "EROFS", "EIO", "EDQUOT"],
@@ -63,20 +73,27 @@ ERRORS = {
     "munmap": ["ENOMEM"],
     "mprotect": ["ENOMEM"],
     "brk": ["ENOMEM"],
-    "clone": ["EAGAIN"],
-    "clone3": ["EAGAIN", "ENOSYS"],
+    "fallocate": ["EOPNOTSUPP", "EINTR", *DISK],
+    "fdatasync": ["EINTR", "EROFS", *DISK],
+    "getcwd": ["ENOENT"],
+    "access": ["EACCES"],
 }
 # These cannot fail as they are called, or end the process whatever they return.
 CANNOT_FAIL = {
-    "execve", "exit", "exit_group", "rt_sigaction", "rt_sigprocmask", "sigaltstack", "futex",
+    "execve", "exit", "exit_group", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "futex",
     "set_tid_address", "arch_prctl", "nanosleep", "clock_nanosleep", "sched_yield", "gettid",
+    "getpid", "kill", "tkill", "tgkill", "madvise", "restart_syscall", "gettimeofday", "prlimit64",
+    "set_robust_list", "rseq", "sched_getaffinity",
 }
+# The signals whose handlers are this program's own; the runtime sets the others as it starts.
+OWN_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 # Failing from one call on, for good: a disk that died or filled up, a network that went away.
 LASTING = {
     "pwrite64": ["EIO", "ENOSPC"],
     "ftruncate": ["EIO"],
     "fsync": ["EIO"],
     "rename": ["EACCES", "EIO"],
+    "renameat2": ["EACCES", "EIO"],
     "unlink": ["EACCES"],
     "open": ["EMFILE", "EIO"],
     "openat": ["EMFILE", "EIO"],
@@ -87,19 +104,30 @@ LASTING = {
     "mmap": ["ENOMEM"],
 }
 # A disk that dies takes all of these along.
-DEAD_DISK = ["pwrite64", "ftruncate", "fsync", "rename", "unlink"]
-NOT_FILES = {
-    "sendto", "recvfrom", "setsockopt", "getsockopt", "socket", "connect", "poll", "ioctl",
-    "getrandom", "mmap", "mremap", "munmap", "mprotect", "brk",
-}
+DEAD_DISK = ["pwrite64", "ftruncate", "fsync", "rename", "renameat2", "link", "unlink"]
 MEMORY = {"mmap", "mremap", "munmap", "mprotect", "brk"}
-# The most calls that may lie between the reply's arrival in memory and the journal's write.
-WINDOW = 4
+ANSWER = {"sendto", "recvfrom"}
+NETWORK_CALLS = {*ANSWER, "setsockopt", "getsockopt", "socket", "connect", "poll", "ioctl"}
+NOT_FILES = {*NETWORK_CALLS, *MEMORY, "getrandom", "rt_sigaction"}
+# Of these one is like the next: where several stand in a row, the first speaks for all.
+ALIKE = {*MEMORY, "read", "readlink", "getrandom", "fcntl"}
+# The most calls that may lie between the reply's arrival in memory and its first write to a
+# journal, that write included: the part of the window that is this program's.
+KEPT_WITHIN = 4
+# How long the endpoint thinks, in milliseconds.
+THINKS = 30
 # Bytes that a reply of the endpoint has at least; its length differs from run to run by less.
 REPLY = 300
 
-CALL = re.compile(r"^(?:\d+\s+)?(\w+)\((.*)\)\s+= (\?|-?\d+|0x[0-9a-f]+)(.*)$")
-Call = collections.namedtuple("Call", "name arguments value note")
+# What may follow a document, and is no change of it.
+BLANKS = b" \t\r\n\0"
+
+# Room that is made in a file is blanks, as a trace shows them.
+ROOM = f'"{" " * 16}"'
+
+CALL = re.compile(r"^(\d+)\s+(\w+)\((.*)\)\s+= (\?|-?\d+|0x[0-9a-f]+)(.*)$")
+NO_CALL = re.compile(r"^\d+\s+(\+\+\+|---) .* \1$")
+Call = collections.namedtuple("Call", "name arguments value line")
 
 
 class Case:
@@ -107,25 +135,32 @@ class Case:
 
     name = "https"
     tls = True
-    arguments = ()
+    file_name = "token.json"
+    retry = 0
     injections = ()
     indent = 12
-    # Only calls on files fail here: what the network and the memory do is the same elsewhere.
-    only_files = False
-    only_kills = False
+    # Up to the token file all scenarios do the same: one of them is disturbed there.
+    from_start = False
+    killed = failed = True
+    # Which calls fail: what the network and the memory do is the same in all ways to save.
+    failing = staticmethod(lambda call: call.name not in NOT_FILES)
+    # Which write keeps the reply, so that the next run finds it.
+    keeps = ("write journal", "write file")
 
     def __init__(self, endpoint, arguments=()):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sf-refresh-torture-"))
         self.place = self.folder / "place"
         self.place.mkdir()
-        self.path = self.place / "token.json"
+        (self.folder / "tmp").mkdir()
+        self.path = self.place / self.file_name
         self.endpoint = endpoint
         self.before_grant = endpoint.live()
         self.before = endpoint.state()
-        self.names = {"token.json"}
+        self.names = {self.file_name}
         self.prepare()
         self.old = self.read()
-        self.arguments = [*type(self).arguments, *self.more_arguments(), *arguments]
+        self.had_journal = contents(journal_of(self.path)) is not None
+        self.arguments = [*self.more_arguments(), *arguments]
 
     def prepare(self):
         self.path.write_bytes(common.document(self.before_grant, self.indent))
@@ -134,48 +169,60 @@ class Case:
         return []
 
     def read(self):
-        return self.path.read_bytes() if self.path.exists() else None
+        return contents(self.path)
 
     def command(self):
-        return refresh(self.endpoint.url, *self.arguments, self.path)
+        return refresh(self.endpoint.url, *self.arguments, self.path, retry=self.retry)
+
+    def options(self):
+        """Where a run of this case lives: what it rescues stays in this folder."""
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.folder / "tmp")}
+        return {"cwd": self.folder, "env": environment}
 
     def traced(self, *injections, stdout=subprocess.PIPE):
-        """Runs it under strace; gives the result and the calls."""
+        """Runs it under strace; gives the result and the trace."""
         log = self.folder / "trace"
         strace = ["strace", "-f", "-q", "-s", "16", "-o", log]
         for injection in [*self.injections, *injections]:
             strace += ["-e", f"inject={injection}"]
-        streams = {"capture_output": False, "stdout": stdout, "stderr": subprocess.PIPE}
-        result = run([*strace, *self.command()], cwd=self.folder, **streams)
-        return result, calls_of(log.read_text(errors="replace"))
+        result = run([*strace, *self.command()], stdout=stdout, **self.options())
+        return result, Trace(self, log.read_text(errors="replace"))
 
     def again(self):
         """The next run, undisturbed."""
-        return run(self.command(), cwd=self.folder)
+        return run(self.command(), **self.options())
 
     def whole(self):
         """Whether the token file is a token document from its first byte to its last."""
-        data = self.read()
-        return data is not None and parse(data) is not None
+        return parse(self.read()) is not None
+
+    def unchanged(self):
+        """Whether the token file has what it had before the run."""
+        return self.read() == self.old
+
+    def left_journal(self):
+        """Whether there is a journal that was not there before."""
+        return contents(journal_of(self.path)) is not None and not self.had_journal
+
+    def rescued(self):
+        """The files with a document that could not be saved."""
+        return rescued_files(self.place, self.folder, self.folder / "tmp")
 
     def holders(self, result=None):
         """Where the live refresh token is, by what a user would look at."""
         live = self.endpoint.state()["refresh_token"]
-        found = []
-        places = {"file": self.read(), "stdout": result.stdout if result else None}
-        journal = journal_of(self.path)
-        if journal.exists():
-            places["journal"] = journal.read_bytes()
-        for rescued in self.folder.glob("sf-refresh-rescued-*"):
-            places["rescue"] = rescued.read_bytes()
-        for place, data in places.items():
-            token = parse(data) if data else None
-            if token and token["refresh_token"] == live:
-                found.append(place)
-        return found
+        tokens = [("file", parse(self.read())), ("journal", kept_by(journal_of(self.path)))]
+        tokens += [("stdout", parse(result.stdout))] if result else []
+        tokens += [("rescue", parse(contents(path))) for path in self.rescued()]
+        return [place for place, token in tokens if token and token["refresh_token"] == live]
 
     def close(self):
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Https(Case):
+    from_start = True
+    failing = staticmethod(lambda call: True)
 
 
 class Plain(Case):
@@ -183,10 +230,25 @@ class Plain(Case):
 
     name = "http"
     tls = False
+    failing = staticmethod(lambda call: True)
+
+
+class AskedAgain(Plain):
+    """An answer that was lost is asked for once more: this endpoint then revokes the grant."""
+
+    name = "http, asked again"
+    retry = 1
+    killed = False
+    failing = staticmethod(lambda call: call.name in ANSWER)
+
+    def traced(self, *injections, **options):
+        # The endpoint has to have used the token, or the second request overtakes the first.
+        later = [i + ":delay_enter=50000" if ":error=" in i else i for i in injections]
+        return super().traced(*later, **options)
 
 
 class HardLink(Case):
-    name = "hard link, saved in place"
+    name = "hard link"
     indent = 120
 
     def prepare(self):
@@ -197,39 +259,86 @@ class HardLink(Case):
 
 class HardLinkShort(HardLink):
     name = "hard link, the new document is longer"
-    only_files = True
     indent = None
 
 
 class HardLinkOther(HardLinkShort):
-    """The next run takes the other name, and so finds no journal of this one."""
+    """The next run takes the other name, by which no journal of this one is found."""
 
     name = "hard link, the next run by the other name"
-    only_kills = True
+    failed = False
+    keeps = ("write file",)
+
+    def rescued(self):
+        """What a journal held that the first name found after a run by the other is kept."""
+        return []
+
+    def holders(self, result=None):
+        return [place for place in super().holders(result) if place != "journal"]
 
     def again(self):
-        command = [*self.command()[:-1], self.place / "other.json"]
-        return run(command, cwd=self.folder)
+        """By the other name, and once more by the first: its journal is no newer than the file."""
+        other = run([*self.command()[:-1], self.place / "other.json"], **self.options())
+        return other if other.returncode else super().again()
 
 
 class Busy(Case):
-    name = "rename refused, saved in place"
-    only_files = True
-    injections = ("rename:error=EBUSY",)
+    name = "rename refused"
+    injections = ("rename:error=EBUSY", "renameat2:error=EBUSY")
+
+
+class NoExchange(Case):
+    name = "a file system that cannot exchange names"
+    injections = ("renameat2:error=EINVAL",)
+
+
+class Alone(Case):
+    """A name so long that no journal fits beside it."""
+
+    name = "no journal, saved in place"
+    file_name = "n" * 250 + ".json"
+
+    def unchanged(self):
+        """The room that was made for a save stays: blanks behind the document."""
+        now = self.read()
+        return now.rstrip(BLANKS) == self.old.rstrip(BLANKS) and len(now) >= len(self.old)
 
 
 class Interrupted(Case):
+    """A journal that is newer than the file: what it holds is the grant."""
+
     name = "after an interrupted save"
 
     def prepare(self):
-        super().prepare()
-        journal_of(self.path).write_bytes(common.document(self.before_grant))
         self.path.write_bytes(common.document("5Aep-RT-used-before"))
+        journal_of(self.path).write_bytes(common.document(self.before_grant))
+        os.utime(self.path, (1e9, 1e9))
+
+    def unchanged(self):
+        """The interrupted save is finished first, whatever then comes of the run."""
+        token = parse(self.read()) or {}
+        return token.get("refresh_token") in ("5Aep-RT-used-before", self.before_grant)
+
+
+class Overtaken(Case):
+    """A journal that is older than the file: somebody logged in anew since."""
+
+    name = "after a login over an interrupted save"
+
+    def prepare(self):
+        journal_of(self.path).write_bytes(common.document("5Aep-RT-used-before"))
+        os.utime(journal_of(self.path), (1e9, 1e9))
+        super().prepare()
+
+    def rescued(self):
+        """What the old journal held is kept for its owner: it is no document of this run."""
+        kept = {path: parse(contents(path)) for path in super().rescued()}
+        used = "5Aep-RT-used-before"
+        return [path for path, token in kept.items() if not token or token["refresh_token"] != used]
 
 
 class Seeded(Case):
     name = "a new file"
-    only_files = True
 
     def prepare(self):
         pass
@@ -243,44 +352,164 @@ class Seeded(Case):
         # A file that was just made is empty, and the grant is in the sfdx URL.
         return not (self.read() or b"").strip() or super().whole()
 
+    def unchanged(self):
+        return not (self.read() or b"").strip()
+
     def holders(self, result=None):
+        """Where the live refresh token is: the sfdx URL has the first."""
         seed = self.endpoint.state()["refresh_token"] == self.before_grant
         return super().holders(result) + (["seed"] if seed else [])
 
 
-SCENARIOS = [Case, Plain, HardLink, HardLinkShort, HardLinkOther, Busy, Interrupted, Seeded]
-QUICK = [Plain, HardLink, Busy]
+SCENARIOS = [
+    Https, Plain, AskedAgain, HardLink, HardLinkShort, HardLinkOther, Busy, NoExchange, Alone,
+    Interrupted, Overtaken, Seeded,
+]
+QUICK = [Plain, HardLink, Busy, Alone]
 
 
-def calls_of(text):
-    """The calls of a trace, in their order."""
-    calls = []
-    for line in text.splitlines():
-        found = CALL.match(line)
-        if found:
-            calls.append(Call(*found.groups()))
-    return calls
+class Trace:
+    """What a run did: its calls in their order, and what each did to its files."""
+
+    def __init__(self, case, text):
+        self.calls = []
+        # What nobody expected: the kind, and the line.
+        self.odd = {}
+        lines = text.splitlines()
+        for line in lines:
+            found = CALL.match(line)
+            if found:
+                _, name, arguments, value, _ = found.groups()
+                self.calls.append(Call(name, arguments, value, line))
+                if name not in ERRORS and name not in CANNOT_FAIL:
+                    self.odd[f"the call {name}, which has no errors here"] = line
+            elif not NO_CALL.match(line):
+                self.odd["a line that is not understood"] = line
+        others = [line for line in lines if line.split()[0] != lines[0].split()[0]]
+        if others:
+            self.odd = {"a thread": others[0]}
+        self.steps = list(steps(case, self.calls))
+
+    def end(self):
+        """Its last lines, for a message."""
+        return [call.line for call in self.calls[-3:]]
+
+    def numbered(self):
+        """Each call with its index, and its number among those of its name, from 1."""
+        seen = collections.Counter()
+        for index, call in enumerate(self.calls):
+            seen[call.name] += 1
+            yield index, call, seen[call.name]
+
+    def first(self, wanted, otherwise=None):
+        """The index of the first call that is wanted."""
+        return next((i for i, call in enumerate(self.calls) if wanted(call)), otherwise)
+
+    def replies(self):
+        """The indexes of the calls that brought bytes from the network."""
+        return [i for i, c in enumerate(self.calls) if c.name == "recvfrom" and succeeded(c, 1)]
+
+    def sends(self):
+        """The indexes of the calls that sent bytes."""
+        return [i for i, c in enumerate(self.calls) if c.name == "sendto" and succeeded(c, 1)]
+
+    def received(self):
+        """How many bytes came from the network."""
+        return sum(int(self.calls[i].value) for i in self.replies())
+
+    def sites(self):
+        """The calls, numbered, without those that are like the one before."""
+        before = set()
+        for index, call, number in self.numbered():
+            if call.name not in ALIKE:
+                before.clear()
+            elif call.name in before:
+                continue
+            before.add(call.name)
+            yield index, call, number
 
 
-def numbered(calls):
-    """Each call with its number among those of its name, from 1."""
-    seen = collections.Counter()
+class Baseline:
+    """A run that nothing disturbs, and where its window lies."""
+
+    def __init__(self, case, trace):
+        self.trace = trace
+        reply = max(trace.replies(), default=0)
+        requests = [i for i in trace.sends() if i < reply]
+        self.requests = len(requests)
+        self.sent = max(requests, default=0)
+        self.reply = reply
+        self.kept = next((i for i, s in trace.steps if i > reply and s in case.keeps), reply)
+        self.bytes = trace.received()
+
+    def window(self):
+        """The calls at which a kill loses the grant."""
+        return self.trace.calls[self.sent + 1:self.kept + 1]
+
+    def in_window(self, case, trace):
+        """Whether a run ended after its request's last byte, and before the reply was kept."""
+        sends = trace.sends()
+        if len(sends) < self.requests:
+            return False
+        sent = sends[self.requests - 1]
+        return not any(i > sent and s in case.keeps for i, s in trace.steps)
+
+    def arrived(self, trace):
+        """Whether the reply came; its length differs a little from run to run."""
+        return trace.received() >= self.bytes - REPLY // 4
+
+
+def kept_by(journal):
+    """The document at the start of a journal: what it replaces may stand behind."""
+    try:
+        document, _ = json.JSONDecoder().raw_decode((contents(journal) or b"").decode())
+    except ValueError:
+        return None
+    return parse(json.dumps(document))
+
+
+def succeeded(call, least=0):
+    """Whether a call gave a number, and at least this one."""
+    return call.value.isdigit() and int(call.value) >= least
+
+
+def steps(case, calls):
+    """What calls do to the token file, its journal, their folder, the network and stdout."""
+    paths = {"1": "stdout"}
+    nouns = {str(case.path): "file", str(journal_of(case.path)): "journal"}
+    nouns[str(case.place)] = "folder"
+    verbs = {"pwrite64": "write", "ftruncate": "cut", "fsync": "sync", "fdatasync": "sync"}
     for index, call in enumerate(calls):
-        seen[call.name] += 1
-        yield index, call, seen[call.name]
-
-
-def received(calls):
-    """How many bytes came from the network."""
-    return sum(max(int(c.value), 0) for c in calls if c.name == "recvfrom" and c.value != "?")
-
-
-def start_of_main(calls):
-    """Where the program itself begins: the runtime first looks at the three standard files."""
-    for index, call in enumerate(calls):
-        if call.name in ("poll", "ppoll"):
-            return index
-    raise SystemExit("no start of main in the trace")
+        descriptor = call.arguments.split(",")[0]
+        noun = nouns.get(paths.get(descriptor))
+        if "F_DUPFD" in call.arguments and succeeded(call):
+            paths[call.value] = paths.get(descriptor)
+        elif call.name == "close":
+            paths.pop(descriptor, None)
+        elif call.name in ("open", "openat") and succeeded(call):
+            path = re.search(r'"([^"]*)"', call.arguments)
+            paths[call.value] = path and path.group(1)
+            if "O_CREAT" in call.arguments and paths[call.value] in nouns:
+                yield index, f"make {nouns[paths[call.value]]}"
+        elif call.name in ("rename", "renameat2"):
+            what = "exchange" if "EXCHANGE" in call.arguments else "rename"
+            yield index, what if succeeded(call) else "rename refused"
+        elif call.name == "unlink":
+            yield index, "remove journal" if succeeded(call) else "journal stays"
+        elif call.name == "connect":
+            yield index, "connect"
+        elif call.name == "sendto" and succeeded(call, 1):
+            yield index, "send"
+        elif call.name == "recvfrom" and succeeded(call, 1):
+            yield index, "receive"
+        elif call.name == "write" and paths.get(descriptor) == "stdout":
+            yield index, "stdout"
+        elif call.name == "flock" and noun and succeeded(call):
+            yield index, f"lock {noun}"
+        elif call.name == "pwrite64" and noun and succeeded(call) and ROOM in call.arguments:
+            yield index, f"room in {noun}"
+        elif call.name in verbs and noun and succeeded(call):
+            yield index, f"{verbs[call.name]} {noun}"
 
 
 class Figures:
@@ -289,10 +518,13 @@ class Figures:
     def __init__(self, tally):
         self.tally = tally
         self.lock = threading.Lock()
-        self.killed = self.failed_calls = self.torn = self.lost = self.in_flight = 0
-        self.not_reached = self.out_of_memory = self.lost_to_memory = 0
-        self.window = {}
+        self.killed = self.failed_calls = self.torn = self.lost = 0
+        self.answers_lost = self.not_reached = self.out_of_memory = self.lost_to_memory = 0
+        # For each scenario, the kills in its window and those that lost the grant.
+        self.window = collections.defaultdict(collections.Counter)
+        self.baselines = {}
         self.statuses = collections.Counter()
+        self.odd = set()
 
     def check(self, name, wrong):
         with self.lock:
@@ -303,19 +535,28 @@ class Figures:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
 
+    def expected(self, name, result, trace):
+        """Fails once for each kind of thing that nobody expected in the trace of an ended run."""
+        for kind, line in trace.odd.items() if result.returncode is not None else []:
+            with self.lock:
+                is_new = kind not in self.odd
+                self.odd.add(kind)
+            if is_new:
+                self.check(f"{name}: {kind}", [line])
 
-def killed_case(figures, scenario, endpoint, index, call, number, baseline):
-    """One run that is killed when it makes this call."""
+
+def killed_case(figures, scenario, endpoint, baseline, name, injection):
+    """One run that is killed when it makes a call, before the call is done."""
     case = scenario(endpoint)
     try:
-        name = f"{case.name}: killed at call {index}, {call.name} {number}"
-        result, calls = case.traced(f"{call.name}:signal=KILL:when={number}")
-        figures.check(name, judge_killed(figures, case, result, calls, index, call, baseline))
+        result, trace = case.traced(injection)
+        figures.expected(name, result, trace)
+        figures.check(name, judge_killed(figures, case, result, trace, baseline))
     finally:
         case.close()
 
 
-def judge_killed(figures, case, result, calls, index, call, baseline):
+def judge_killed(figures, case, result, trace, baseline):
     wrong = []
     if result.returncode == 0:
         # The numbers of a call differ a little from run to run.
@@ -326,31 +567,20 @@ def judge_killed(figures, case, result, calls, index, call, baseline):
     if not case.whole():
         figures.add(torn=1)
         wrong.append(f"torn: {case.read()!r}")
-    if case.holders():
-        return wrong + judge_next(case)
-    if received(calls) < received(baseline) - REPLY // 4:
-        figures.add(in_flight=1)
-    else:
+    inside = result.returncode != 0 and baseline.in_window(case, trace)
+    holders = case.holders()
+    with figures.lock:
+        figures.window[case.name].update(killed=inside, lost=inside and not holders)
+    if holders:
+        return wrong + judge_next(case, trace)
+    if not inside:
         figures.add(lost=1)
-        with figures.lock:
-            figures.window.setdefault(case.name, {})[index] = call.name
-        if is_written(calls):
-            wrong.append("lost after the document was written")
+        wrong.append("lost, though the reply was kept or the request was not sent whole")
+        wrong += trace.end()
     return wrong + judge_lost(case)
 
 
-def after_reply(calls):
-    """The calls after the last bytes came from the network."""
-    arrived = [i for i, c in enumerate(calls) if c.name == "recvfrom" and c.value[0] in "123456789"]
-    return calls[max(arrived, default=0) + 1:]
-
-
-def is_written(calls):
-    """Whether the document was written anywhere: then the window was over."""
-    return any(call.name == "pwrite64" and call.value != "?" for call in after_reply(calls))
-
-
-def judge_next(case):
+def judge_next(case, trace):
     """The run after one that went wrong goes on with the live grant."""
     wrong = []
     next_run = case.again()
@@ -359,17 +589,24 @@ def judge_next(case):
         wrong.append(f"next run: status {next_run.returncode}: {next_run.stderr!r}")
     if state["replays"] != case.before["replays"] or state["revoked"]:
         wrong.append("next run: sent a used refresh token")
-    token = parse(case.read() or b"")
+    token = parse(case.read())
     if not token or token["refresh_token"] != state["refresh_token"]:
         wrong.append("next run: the file has not the live refresh token")
-    return wrong + judge_folder(case, case.names)
+    return wrong + judge_folder(case, trace)
 
 
-def judge_folder(case, names):
-    left = {entry.name for entry in case.place.iterdir()}
-    wrong = [] if left == names else [f"left beside the file: {sorted(left ^ names)}"]
-    rescued = [entry.name for entry in case.folder.glob("sf-refresh-rescued-*")]
-    return wrong + [f"a copy that nobody needs: {name}" for name in rescued]
+def judge_folder(case, trace):
+    """Nothing is left beside the file, but the old document that an exchange left there."""
+    names = [step for _, step in trace.steps if step == "exchange" or "journal" in step]
+    left_old = re.search("exchange(?!; remove journal)", "; ".join(names))
+    # A run that is killed as it begins to write one leaves it behind, and so does a dead disk.
+    killed = trace.calls[-1].value == "?" and trace.calls[-1].name != "exit_group"
+    killed |= any("rescued" in c.arguments and c.name == "unlink" and c.value == "-1" for c in trace.calls)
+    rescued = [path for path in case.rescued() if not left_old and (contents(path) or not killed)]
+    aside = {path.name for path in rescued_files(case.place)}
+    left = {path.name for path in case.place.iterdir()} - aside
+    wrong = [] if left == case.names else [f"left beside the file: {sorted(left ^ case.names)}"]
+    return wrong + [f"a copy that nobody needs: {path}" for path in rescued]
 
 
 def judge_lost(case):
@@ -379,67 +616,80 @@ def judge_lost(case):
     wrong = []
     if next_run.returncode != 3:
         wrong.append(f"after a loss: status {next_run.returncode}: {next_run.stderr!r}")
-    data = case.read()
-    if parse(data or b"") != parse(before or b""):
+    if parse(case.read()) != parse(before):
         wrong.append("after a loss: the file was changed")
     return wrong
 
 
-def failing_case(figures, scenario, endpoint, name, injections, full, baseline):
+def failing_case(figures, scenario, endpoint, baseline, name, injections, full):
     """One run in which calls fail as the injections say, with stdout on a full disk or not."""
     quick = ["--timeout", "1"] if any("EAGAIN" in i for i in injections) else []
     case = scenario(endpoint, quick)
     try:
         with open("/dev/full", "wb") as disk:
-            result, calls = case.traced(*injections, stdout=disk if full else subprocess.PIPE)
+            result, trace = case.traced(*injections, stdout=disk if full else subprocess.PIPE)
         result.stdout = result.stdout or b""
-        memory = any(i.split(":")[0] in MEMORY for i in injections)
         figures.add(failed_calls=1)
-        wrong = judge_failed(figures, case, result, calls, baseline, memory)
+        figures.expected(name, result, trace)
+        wrong = judge_failed(figures, case, result, trace, baseline, injections)
         if wrong:
             wrong.append(f"status {result.returncode}, stderr {result.stderr!r}")
-        figures.check(f"{case.name}: {name}", wrong)
+        figures.check(name, wrong)
     finally:
         case.close()
 
 
-def judge_failed(figures, case, result, calls, baseline, memory):
-    state = case.endpoint.state()
+def judge_failed(figures, case, result, trace, baseline, injections):
     status = result.returncode
-    died = status in (-6, -11, -4, -5)
+    failing = {injection.split(":")[0] for injection in injections}
+    died = status in (-6, -11, -4, -5) and bool(failing & MEMORY)
     with figures.lock:
-        figures.statuses["out of memory" if died and memory else status] += 1
-    wrong = []
+        figures.statuses["out of memory" if died else status] += 1
+    wrong = judge_status(case, result, case.endpoint.state())
+    if status in range(1, 6) and "unlink" not in failing and case.left_journal():
+        wrong.append("a journal is left")
     if not case.whole():
         figures.add(torn=1)
         wrong.append(f"torn: {case.read()!r}")
-    if died and memory:
+    if died:
         figures.add(out_of_memory=1)
     elif status not in range(7):
-        wrong.append(f"a status that is not documented: {status}")
-    wrong += judge_status(case, result, state)
+        wrong.append("it hangs" if status is None else f"not documented: status {status}")
     holders = case.holders(result)
-    if not holders:
-        arrived = received(calls) >= received(baseline) - REPLY // 4
-        if arrived and died and memory and not is_written(calls):
-            figures.add(lost=1, lost_to_memory=1)
-        elif arrived:
-            figures.add(lost=1)
-            wrong.append("lost although the reply had arrived")
-        else:
-            figures.add(in_flight=1)
-            if b"may have used the refresh token" not in result.stderr and not died:
-                wrong.append("lost on the way, and not said so")
-        return wrong + judge_lost(case)
-    rescued = rescued_by(case) if status == 6 else None
-    if not {"file", "journal", "seed"} & set(holders):
-        case.path.write_bytes(rescued or result.stdout)
-    return wrong + judge_next(case)
+    if holders:
+        rescued = take_rescued(case) if status == 6 else None
+        if not {"file", "journal", "seed"} & set(holders):
+            case.path.write_bytes(rescued or result.stdout)
+        return wrong + judge_next(case, trace)
+    # Where it was asked again, the second request is part of the window of the first.
+    inside = case.retry or baseline.in_window(case, trace)
+    if inside and died:
+        figures.add(lost_to_memory=1)
+    elif inside and failing & NETWORK_CALLS and (case.retry or not baseline.arrived(trace)):
+        figures.add(answers_lost=1)
+        wrong += judge_answer_lost(case, result, injections)
+    else:
+        figures.add(lost=1)
+        wrong.append("lost, though no answer was lost")
+    return wrong + judge_lost(case)
 
 
-def rescued_by(case):
-    """The document in the rescue file, which is then put away as a user would; None without."""
-    for rescued in case.folder.glob("sf-refresh-rescued-*"):
+def judge_answer_lost(case, result, injections):
+    """The message tells what became of the refresh token, as far as a client can know."""
+    told = result.returncode == 4 and b"may have used the refresh token" in result.stderr
+    if case.retry and not told:
+        told = result.returncode == 3 and re.search(rb"answer.*lost", result.stderr)
+    wrong = [] if told else ["lost on the way, and not said so"]
+    # A time-out is not asked again, and what fails for good fails the second time as well.
+    asked_again = case.retry and not re.search(r"EAGAIN|ETIMEDOUT|\+$", " ".join(injections))
+    if asked_again and result.returncode != 3:
+        wrong.append("the answer was not asked for again")
+    return wrong
+
+
+def take_rescued(case):
+    """The document in a rescue file, which is then put away as a user would; None without."""
+    for rescued in case.rescued():
         data = rescued.read_bytes()
         rescued.unlink()
         return data
@@ -451,17 +701,18 @@ def judge_status(case, result, state):
     wrong = []
     posts = state["posts"] - case.before["posts"]
     status, stderr = result.returncode, result.stderr
-    unchanged = case.read() == case.old or isinstance(case, (Interrupted, Seeded))
     if status in (1, 2) and posts:
         wrong.append(f"status {status} after {posts} requests")
     if b"nothing was sent" in stderr and posts:
         wrong.append("says that nothing was sent")
-    if status in (1, 2, 3, 4, 5) and not unchanged:
+    if status in (1, 2, 3, 4, 5) and not case.unchanged():
         wrong.append("the file was changed")
     if status == 0:
-        token = parse(case.read() or b"")
+        token = parse(case.read())
         if not token or token["refresh_token"] != state["refresh_token"]:
             wrong.append("status 0, and the file has not the live refresh token")
+    if any(path.stat().st_mode & 0o077 for path in case.rescued()):
+        wrong.append("others may read a rescued document")
     if status == 6:
         holders = case.holders(result)
         journal = str(journal_of(case.path)).encode()
@@ -471,106 +722,76 @@ def judge_status(case, result, state):
             wrong.append("says that the file is saved")
         if b"on stdout" in stderr and "stdout" not in holders:
             wrong.append("says that stdout has the document")
-        if b"rescued" in stderr and "rescue" not in holders:
+        granted = b"".join(line for line in stderr.splitlines() if b"granted, but" in line)
+        if b"rescued" in granted and "rescue" not in holders:
             wrong.append("says that the document is elsewhere")
     return wrong
 
 
-def check_order(figures, scenario, endpoint):
-    """The order of a save, from a trace of a run that nothing disturbs."""
+# The steps of a save, in their order.
+LOCKED = "(.*; )?lock file; (.*; )?connect; "
+JOURNAL = "make journal; lock journal; room in journal; "
+ASKED = "request; reply; "
+KEPT = "((write journal; )+(cut journal; )?sync journal; )+"
+# The folder keeps the journal's name before the file is touched, where it is synced then.
+OVERWRITTEN = "(sync folder; )?(room in file; sync file; )?write file; sync file; "
+OVERWRITTEN += "remove journal; sync folder; stdout"
+ORDER = {
+    HardLink: JOURNAL + ASKED + KEPT + OVERWRITTEN,
+    Busy: JOURNAL + ASKED + KEPT + f"(rename refused; )+({KEPT})?" + OVERWRITTEN,
+    NoExchange: JOURNAL + ASKED + KEPT + "rename refused; rename; sync folder; stdout",
+    Alone: "room in file; (sync file; )?" + ASKED + "write file; sync file; stdout",
+    Case: JOURNAL + ASKED + KEPT + "exchange; remove journal; sync folder; stdout",
+}
+
+
+def check_baseline(figures, scenario, endpoint):
+    """A run that nothing disturbs: the order of its save, and how narrow its window is. None where
+    it fails: then there is nothing to disturb."""
     case = scenario(endpoint)
     try:
-        result, calls = case.traced()
-        wrong = [] if result.returncode == 0 else [f"status {result.returncode}: {result.stderr!r}"]
-        figures.check(f"{case.name}: order of the save", wrong + order(case, calls))
-        return calls
+        result, trace = case.traced()
+        figures.expected(case.name, result, trace)
+        if result.returncode != 0:
+            figures.check(case.name, [f"status {result.returncode}: {result.stderr!r}"])
+            return None
+        baseline = Baseline(case, trace)
+        if not baseline.requests:
+            figures.check(case.name, ["no request and reply in its trace", *trace.end()])
+            return None
+        figures.baselines[case.name] = baseline
+        figures.check(f"{case.name}: order of the save", order(case, baseline))
+        after = [call.name for call in trace.calls[baseline.reply + 1:baseline.kept + 1]]
+        if "write journal" in case.keeps and scenario is not Alone:
+            wide = [f"{len(after)} calls, at most {KEPT_WITHIN} are allowed: {', '.join(after)}"]
+            narrow = 1 <= len(after) <= KEPT_WITHIN
+            figures.check(f"{case.name}: the reply is kept at once", [] if narrow else wide)
+        return baseline
     finally:
         case.close()
 
 
-def order(case, calls):
-    """What is out of order in these calls: each step of the save has to come after the last."""
-    wrong = []
-    sent = next(i for i, c in enumerate(calls) if c.name == "connect")
-    reply = len(calls) - len(after_reply(calls))
-    opened = open_files(calls)
-    kinds = []
-    for index, call in enumerate(calls):
-        kind = step(case, call, opened.get((index, descriptor(call))))
-        # A write may be made in two parts: room first, then the text.
-        parts = kinds and kinds[-1][1] == kind == "write file" and kinds[-1][0] >= reply
-        if kind and not parts:
-            kinds.append((index, kind))
-    after = [kind for index, kind in kinds if index >= reply]
-    before = [kind for index, kind in kinds if index < sent]
-    expected = expected_order(case)
-    if after not in expected:
-        wrong.append(f"after the reply: {after}, expected {expected}")
-    prepared = "write file" if isinstance(case, HardLink) else "write journal"
-    if prepared not in before:
-        wrong.append(f"no room reserved before the connection: {before}")
-    return wrong
+def order(case, baseline):
+    """What is out of order: each step of the save has to come after the last."""
+    named = {baseline.sent: "request", baseline.reply: "reply"}
+    done = [named.get(index, step) for index, step in baseline.trace.steps]
+    shown = "; ".join(step for step in done if step not in ("send", "receive"))
+    expected = next(order for kind, order in ORDER.items() if isinstance(case, kind))
+    if re.fullmatch(LOCKED + expected, shown):
+        return []
+    return [f"was:      {shown}", f"expected: {LOCKED}{expected}"]
 
 
-def expected_order(case):
-    """The reply as it came and the whole document, both into the journal first, then the save."""
-    through_journal = ["write journal", "write journal", "cut journal", "sync journal"]
-    in_place = ["write file", "sync file", "cut file", "sync file", "remove journal"]
-    if isinstance(case, HardLink):
-        # Without a journal where a file has several names, or with one that is removed last.
-        return [*through_journal, *in_place, "stdout"], [*in_place[:-1], "stdout"]
-    if isinstance(case, Busy):
-        return [[*through_journal, "rename", *in_place, "sync folder", "stdout"]]
-    return [[*through_journal, "rename", "sync folder", "stdout"]]
-
-
-def descriptor(call):
-    return call.arguments.split(",")[0]
-
-
-def open_files(calls):
-    """Which path each descriptor stands for at each call."""
-    paths, at = {}, {}
-    for index, call in enumerate(calls):
-        at.update({(index, number): path for number, path in paths.items()})
-        if call.name in ("open", "openat") and not call.value.startswith("-"):
-            paths[call.value] = re.search(r'"([^"]*)"', call.arguments).group(1)
-    return at
-
-
-def step(case, call, path):
-    """What a call does to the token file, its journal, its folder or stdout; None if nothing."""
-    if call.name == "rename":
-        return "rename"
-    if call.name == "unlink":
-        return "remove journal"
-    if call.name == "write" and descriptor(call) == "1":
-        return "stdout"
-    verb = {"pwrite64": "write", "ftruncate": "cut", "fsync": "sync", "fdatasync": "sync"}
-    if call.name not in verb or path is None:
-        return None
-    noun = {str(case.path): "file", str(journal_of(case.path)): "journal"}
-    noun[str(case.place)] = "folder"
-    return f"{verb[call.name]} {noun.get(path, path)}"
-
-
-def kills(calls):
-    """The calls to be killed at: all but the one that starts the program."""
-    return [found for found in numbered(calls) if found[1].name != "execve"]
-
-
-def failures(scenario, calls, quick):
-    """The failing cases of these calls: a name and the injections, each."""
-    first = start_of_main(calls)
-    for index, call, number in numbered(calls):
-        if index < first or call.name in CANNOT_FAIL:
-            continue
-        if scenario.only_kills:
-            break
-        elsewhere = scenario.only_files and call.name in NOT_FILES
+def failures(scenario, trace, quick):
+    """The failing cases of these calls: a name, the injections, and whether stdout is full."""
+    # The runtime first looks at the three standard files.
+    first = trace.first(lambda call: call.name in ("poll", "ppoll"), 0)
+    start = first if scenario.from_start else start_of_file(trace)
+    for index, call, number in trace.sites() if scenario.failed else []:
+        elsewhere = index < start or not scenario.failing(call)
         if elsewhere or (quick and call.name not in DEAD_DISK):
             continue
-        for error in ERRORS.get(call.name, ["EPERM"]):
+        for error in errors_of(call):
             name = f"call {index}, {call.name} {number} fails with {error}"
             yield name, [f"{call.name}:error={error}:when={number}"], False
             if call.name in DEAD_DISK and error == "EIO":
@@ -578,7 +799,21 @@ def failures(scenario, calls, quick):
         for error in LASTING.get(call.name, []):
             name = f"from call {index} on, {call.name} {number}, {error}"
             yield name, [f"{call.name}:error={error}:when={number}+"], False
-    yield from [] if scenario.only_kills else dead_disks(calls)
+    yield from dead_disks(trace.calls) if scenario.failed else []
+
+
+def errors_of(call):
+    """What a call can meet, as it is called here."""
+    if call.name in CANNOT_FAIL:
+        return []
+    if call.name == "rt_sigaction" and not call.arguments.startswith(OWN_SIGNALS):
+        return []
+    return ERRORS.get(call.name, ["EPERM"])
+
+
+def start_of_file(trace):
+    """The first call that has to do with the token file."""
+    return trace.first(lambda call: call.name in ("stat", "statx", "newfstatat", "flock"), 0)
 
 
 def dead_disks(calls):
@@ -591,6 +826,15 @@ def dead_disks(calls):
         seen[call.name] += 1
 
 
+def kills(scenario, trace):
+    """The calls to be killed at, all but the one that starts the program: name and injection."""
+    start = 1 if scenario.from_start else start_of_file(trace)
+    for index, call, number in trace.sites() if scenario.killed else []:
+        if index >= start:
+            name = f"killed at call {index}, {call.name} {number}"
+            yield name, f"{call.name}:signal=KILL:when={number}"
+
+
 class Worker(threading.local):
     """The endpoints of one thread."""
 
@@ -599,7 +843,8 @@ class Worker(threading.local):
 
     def endpoint(self, tls):
         if tls not in self.endpoints:
-            self.endpoints[tls] = common.Endpoint(*(["--tls", "server"] if tls else []))
+            options = ["--delay", THINKS, *(["--tls", "server"] if tls else [])]
+            self.endpoints[tls] = common.Endpoint(*options)
             STARTED.append(self.endpoints[tls])
         return self.endpoints[tls]
 
@@ -608,49 +853,54 @@ STARTED = []
 
 
 def all_cases(figures, scenarios, quick):
-    """Runs everything on two threads."""
+    """Runs everything, on more threads than processors: most of a run is waiting."""
     worker = Worker()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        waiting = []
-        for scenario in scenarios:
-            calls = check_order(figures, scenario, worker.endpoint(scenario.tls))
+    with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
 
-            def start(task, *rest, scenario=scenario, calls=calls):
+        def start(task, scenario, baseline, name, *rest):
+            name = f"{scenario.name}: {name}"
+            try:
                 endpoint = worker.endpoint(scenario.tls)
-                task(figures, scenario, endpoint, *rest, calls)
+                task(figures, scenario, endpoint, baseline, name, *rest)
+            except (OSError, LookupError, ValueError, AttributeError) as unexpected:
+                place = traceback.extract_tb(unexpected.__traceback__)[-1]
+                told = f"{type(unexpected).__name__} in line {place.lineno}: {unexpected}"
+                figures.check(name, [told])
 
-            for index, call, number in kills(calls):
-                waiting.append(pool.submit(start, killed_case, index, call, number))
-            for name, injections, full in failures(scenario, calls, quick):
-                waiting.append(pool.submit(start, failing_case, name, injections, full))
-        for case in waiting:
-            case.result()
+        for scenario in scenarios:
+            baseline = check_baseline(figures, scenario, worker.endpoint(scenario.tls))
+            if not baseline:
+                continue
+            for kill in kills(scenario, baseline.trace):
+                pool.submit(start, killed_case, scenario, baseline, *kill)
+            for failure in failures(scenario, baseline.trace, quick):
+                pool.submit(start, failing_case, scenario, baseline, *failure)
 
 
 def report(figures):
-    """The figures, and whether the one window is as narrow as it has to be."""
-    for name, calls in figures.window.items():
-        names = [calls[index] for index in sorted(calls)]
-        print(f"window of '{name}': {len(names)} calls: {', '.join(names)}")
-        # Without a journal the reply has to be read and merged before it can be saved.
-        if "hard link" in name:
-            continue
-        wide = [f"{len(names)} calls between the reply and its save, at most {WINDOW} are allowed"]
-        figures.check(f"{name}: the window is narrow", wide if len(names) > WINDOW else [])
+    """The windows that no client can close, and the figures."""
+    for name, baseline in figures.baselines.items():
+        count = figures.window[name]
+        calls = ", ".join(call.name for call in baseline.window())
+        if count:
+            print(f"window of '{name}', from the request's last byte until the reply is kept: "
+                  f"{calls}; killed there {count['killed']}, lost {count['lost']}")
     if figures.not_reached * 50 > figures.killed:
         figures.check("kills reach their calls", [f"{figures.not_reached} did not"])
+    killed = sum(count["killed"] for count in figures.window.values())
+    lost = sum(count["lost"] for count in figures.window.values())
+    # Where no kill falls into the window, nobody knows what one does there.
+    if figures.killed:
+        figures.check("kills in the window", [] if lost else ["none lost a grant"])
     statuses = sorted(figures.statuses.items(), key=lambda item: str(item[0]))
     shown = ", ".join(f"{status}: {count}" for status, count in statuses)
     print(f"exit statuses of the failing calls: {shown}")
-    if figures.out_of_memory:
-        print(f"out of memory: {figures.out_of_memory} runs were ended by the allocator, "
-              f"{figures.lost_to_memory} of them in the window")
-    print(f"lost on the way, where no client can help: {figures.in_flight}"
-          " (sent, and the reply not yet here)")
-    widest = max(figures.window.values(), key=len, default={})
-    names = ", ".join(widest[index] for index in sorted(widest))
+    print(f"out of memory: {figures.out_of_memory} runs were ended by the allocator, "
+          f"{figures.lost_to_memory} of them in the window")
+    print(f"answers lost on the way by calls of the network that failed: {figures.answers_lost}")
     print(f"calls killed {figures.killed}, calls failed {figures.failed_calls}, "
-          f"torn {figures.torn}, lost {figures.lost} (named window: {names or 'none'})")
+          f"torn {figures.torn}, lost in the window {lost} of {killed} by SIGKILL, "
+          f"lost elsewhere {figures.lost}")
 
 
 def main(arguments):
