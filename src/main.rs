@@ -1798,7 +1798,7 @@ impl TokenFile {
         Token::parse(trimmed(&fs::read(&self.path).ok()?), options).ok()
     }
 
-    /// Writes a document over what the file held. No cut: a power failure would leave NULs, no JSON.
+    /// Writes a document over what the file held. No cut: a power failure would leave NULs.
     fn overwrite(&self, document: &[u8]) -> io::Result<()> {
         self.grow(document.len() as u64)?;
         write_padded(&self.handle, document, 0, self.bytes.len() as u64)?;
