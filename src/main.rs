@@ -1322,13 +1322,12 @@ impl Request {
     /// What would be sent, with all values masked that may be secret, on stderr.
     fn show(&self) {
         let basic = self.authorization.as_ref().map_or("", |_| "Authorization: Basic ***\n");
-        let fields = self.body.expose().split('&').map(|field| match field.split_once('=') {
-            Some((name, _)) if !["grant_type", "client_id"].contains(&name) => {
-                format!("{name}=***")
-            }
-            _ => field.to_owned(),
-        });
-        let (endpoint, body) = (shown(&self.endpoint), fields.collect::<Vec<_>>().join("&"));
+        let mask = |field: &str| match field.split_once('=').unwrap_or_default() {
+            ("grant_type" | "client_id", _) => field.to_owned(),
+            (name, _) => format!("{name}=***"),
+        };
+        let body = self.body.expose().split('&').map(mask).collect::<Vec<_>>().join("&");
+        let endpoint = shown(&self.endpoint);
         let _ = write!(
             io::stderr(),
             "POST {endpoint}\nAccept: application/json\n\
@@ -1341,8 +1340,9 @@ impl Request {
 fn form_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b' ' => "+".to_owned(),
-        b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
-        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() || b"-._*".contains(&byte) => {
+            char::from(byte).to_string()
+        }
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()
@@ -1491,7 +1491,7 @@ fn new_agent(options: &mut Options) -> Client {
     (Agent::with_parts(config, connector, NameResolver), reached)
 }
 
-/// Connects to the first address of a host, or of its proxy, that answers, and tells `reached` which.
+/// Connects to the first address of a host or its proxy that answers, and tells `reached` which.
 /// ureq's own gives half of the time to the first one, and a dead one would hold up the others.
 #[derive(Debug)]
 struct InTurn {
@@ -1506,6 +1506,7 @@ impl<In: Transport> Connector<In> for InTurn {
         details: &ConnectionDetails,
         tunnel: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
+        use std::collections::VecDeque;
         let tcp = TcpConnector::default();
         let (UreqInstant::Exact(start), None) = (details.now, &tunnel) else {
             return tcp.connect(details, tunnel);
@@ -1519,28 +1520,25 @@ impl<In: Transport> Connector<In> for InTurn {
         };
         // A short patience for each; those that were silent then share the time that is left.
         let patience = if details.addrs.len() > 1 { PATIENCE } else { Duration::MAX };
-        let mut turns: Vec<_> = details.addrs.iter().map(|address| (*address, patience)).collect();
-        let (mut tried, mut failure) = (0, ureq::Error::HostNotFound);
-        while let Some((address, patience)) = turns.get(tried).copied() {
+        let mut turns: VecDeque<_> = details.addrs.iter().map(|a| (*a, patience)).collect();
+        let mut failure = ureq::Error::HostNotFound;
+        while let Some((address, patience)) = turns.pop_front() {
             let left = details.timeout.after.saturating_sub(start.elapsed());
-            let share = left / u32::try_from(turns.len() - tried).unwrap_or(1);
+            let share = left / u32::try_from(turns.len() + 1).unwrap_or(1);
             // Zero would be a second to ureq.
             one.timeout.after = share.min(patience).max(Duration::from_millis(1)).into();
             one.addrs.truncate(0);
             one.addrs.push(address);
-            match tcp.connect(&one, None) {
-                Err(error) => {
-                    let is_silent = matches!(error, ureq::Error::Timeout(_));
-                    let again = is_silent && patience == PATIENCE;
-                    turns.extend(again.then_some((address, Duration::MAX)));
-                    failure = error;
-                }
+            failure = match tcp.connect(&one, None) {
+                Err(error) => error,
                 connected => {
                     let _ = self.reached.send(address);
                     return connected;
                 }
+            };
+            if patience == PATIENCE && matches!(failure, ureq::Error::Timeout(_)) {
+                turns.push_back((address, Duration::MAX));
             }
-            tried += 1;
         }
         Err(failure)
     }
@@ -1576,38 +1574,21 @@ impl Resolver for NameResolver {
     }
 }
 
-/// The addresses of a name, by a thread, for the system's resolver knows no time-out. The resolver's
-/// own words are an [`ureq::Error::Other`].
+/// The addresses of a name, by a thread, for the resolver knows no time-out. Errors: in its words.
 fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let resolve = move |host: &str| (host, port).to_socket_addrs().map(Iterator::collect);
+    let failed = |cause: io::Error| ureq::Error::Other(describe(&cause).into());
     let (sender, receiver) = mpsc::channel();
     let name = host.to_owned();
-    let answer = match thread::Builder::new().spawn(move || sender.send(resolve(&name))) {
-        Ok(_) => receiver.recv_timeout(limit),
-        // No thread to be had: rather without a time-out than not at all.
-        Err(_) => Ok(resolve(host)),
-    };
-    let answer = answer.map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?;
-    answer.map_err(|cause| ureq::Error::Other(describe(&cause).into()))
+    let ask = move || sender.send((name.as_str(), port).to_socket_addrs());
+    thread::Builder::new().spawn(ask).map_err(failed)?;
+    let answer = receiver.recv_timeout(limit);
+    let found = answer.map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?;
+    found.map(Iterator::collect).map_err(failed)
 }
 
-/// What a proxy's status to CONNECT means (0: no answer), and a hint.
+/// What rustls says, in part, in lower case without blanks; what it means (`{}`: its end); a hint.
 #[rustfmt::skip]
-fn proxy_refusal(status: u16) -> (Exit, &'static str, &'static str) {
-    match status {
-        0 => (Exit::Temporary, "the proxy did not answer", "check the proxy"),
-        // tinyproxy answers a wrong password with 401.
-        401 | 407 => (Exit::Setup, "the proxy wants other credentials", "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
-        501 => (Exit::Setup, "that is no proxy for https", "check HTTPS_PROXY"),
-        500..=999 => (Exit::Temporary, "the proxy got no connection", LATER),
-        _ => (Exit::Setup, "the proxy refused", "have the proxy allow the host, or name the host in NO_PROXY"),
-    }
-}
-
-/// A part of what rustls says, in lower case without blanks; what it means (`{}`: its last words); a
-/// hint. The first row that fits counts.
-#[rustfmt::skip]
-const TLS_FAILURES: [(&str, &str, &str); 12] = [
+const TLS_FAILURES: [(&str, &str, &str); 10] = [
     ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
     ("notvalidyet", "certificate refused: it is not valid yet", CLOCK_HINT),
     ("notvalidforname", "certificate refused: it is for another host", ENDPOINT_HINT),
@@ -1617,9 +1598,7 @@ const TLS_FAILURES: [(&str, &str, &str); 12] = [
     ("alert:certificaterequired", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
     ("alert:badcertificate", CERTIFICATE_DEMANDED, CERTIFICATE_HINT),
     ("receivedfatalalert", "the server refused the TLS handshake: {}", "the server accepts none of TLS 1.2 and 1.3 as sf-refresh speaks them"),
-    ("invalidcontenttype", "it does not speak TLS", "check the port of --endpoint"),
-    ("corrupt", "it does not speak TLS", "check the port of --endpoint"),
-    ("", "TLS failed: {}", ENDPOINT_HINT),
+    ("", "it does not speak TLS as it should: {}", "check host and port of --endpoint"),
 ];
 
 // The hints if endpoint, clock or network are the likely cause.
@@ -1647,8 +1626,15 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
         // ureq gives it as `proxy server responded 407/407`.
         E::ConnectProxyFailed(reason) => {
             let status = reason.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
-            let (exit, what, hint) = proxy_refusal(status);
-            (exit, format!("{to}: {what}: HTTP {status}"), hint)
+            let (exit, hint) = match status {
+                // tinyproxy answers a wrong password with 401.
+                401 | 407 => {
+                    (Setup, "put credentials before the host in HTTPS_PROXY: USER:PASSWORD@")
+                }
+                1..=499 | 501 => (Setup, "check HTTPS_PROXY, or name the host in NO_PROXY"),
+                _ => (Temporary, "check the proxy, or run it again later"),
+            };
+            (exit, format!("{to}: the proxy refused: HTTP {status}"), hint)
         }
         E::Io(cause) => match tls_failure(cause) {
             Some((what, hint)) => (Setup, format!("{to}: {what}"), hint),
@@ -1695,9 +1681,7 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
 }
 
 // ---- File: lock, journal, save. Knows bytes and no HTTP; prints nothing but steps. ----
-//
 // A save goes by the first of three plans that fits:
-//
 // 1. rename: the journal takes the file's name;
 // 2. overwrite with a journal: other names, access control lists and attributes stay with the file;
 // 3. overwrite alone: the folder takes no journal, so room is made in the file beforehand.
@@ -1715,7 +1699,7 @@ struct TokenFile {
 }
 
 impl TokenFile {
-    /// Opens (or makes) and locks a token file, and finishes an interrupted save, if need be in memory.
+    /// Opens (or makes) and locks a token file, and finishes an interrupted save.
     fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
         let mut finished = 0;
         loop {
@@ -1749,6 +1733,7 @@ impl TokenFile {
                 finished += 1;
                 continue;
             }
+            // In memory alone.
             if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
                 file.bytes = token.to_json();
             }
@@ -1759,11 +1744,9 @@ impl TokenFile {
     /// Opens the file that a path leads to, or makes an empty one. Errors: file.
     fn open(path: &Path, may_make: bool) -> Result<Self, Error> {
         // A look first: to open some devices is to use them.
-        let (path, made) = match fs::canonicalize(path) {
-            Ok(real) => (real, false),
-            Err(e) if e.kind() == ErrorKind::NotFound && may_make => (path.to_owned(), true),
-            Err(e) => return Err(cannot_open(e)),
-        };
+        let real = fs::canonicalize(path);
+        let made = may_make && real.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
+        let path = if made { path.to_owned() } else { real.map_err(cannot_open)? };
         if !made {
             check_regular(&fs::metadata(&path).map_err(cannot_open)?)?;
         }
@@ -1804,12 +1787,10 @@ impl TokenFile {
                 Err(e) => return Err(e),
             }
         }
+        let is_unread = bytes.len() as u64 > 2 * MAX_DOCUMENT;
         bytes.truncate(trimmed(&bytes).len());
-        if bytes.len() as u64 > MAX_DOCUMENT {
-            Err(ErrorKind::FileTooLarge.into())
-        } else {
-            Ok(bytes)
-        }
+        let is_large = is_unread || bytes.len() as u64 > MAX_DOCUMENT;
+        if is_large { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
 
     /// Whether this name stands for the file.
@@ -1824,20 +1805,18 @@ impl TokenFile {
 
     /// The token that stands under the file's name by now.
     fn token_by_name(&self, options: &Options) -> Option<Token> {
-        let is_file = fs::metadata(&self.path).ok()?.is_file();
-        let bytes = if is_file { fs::read(&self.path).ok()? } else { return None };
-        Token::parse(trimmed(&bytes), options).ok()
+        fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
+        Token::parse(trimmed(&fs::read(&self.path).ok()?), options).ok()
     }
 
-    /// Writes a document over what the file held. It is never cut: a power failure during a cut leaves
-    /// NULs, which are no JSON to others.
+    /// Writes a document over what the file held. No cut: a power failure would leave NULs.
     fn overwrite(&self, document: &[u8]) -> io::Result<()> {
         self.grow(document.len() as u64)?;
         write_padded(&self.handle, document, 0, self.bytes.len() as u64)?;
         self.handle.sync_all()
     }
 
-    /// Makes the file so long with blanks, on the disk: a power failure must not cut a document short.
+    /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
     fn grow(&self, length: u64) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
         if now >= length {
@@ -1869,12 +1848,11 @@ impl Journal {
     /// The journal's place beside a token file.
     fn path_beside(file: &Path) -> PathBuf {
         let mut name = OsString::from(".");
-        name.push(file.file_name().unwrap_or_default());
-        name.push(".sf-refresh");
+        name.extend([file.file_name().unwrap_or_default(), ".sf-refresh".as_ref()]);
         file.with_file_name(name)
     }
 
-    /// Makes one with the file's owner (and mode, if it can take its place) and `room` bytes of blanks.
+    /// Makes one with the file's owner (and mode, if it can replace it) and `room` bytes of blanks.
     fn make_at(path: PathBuf, save: &Save, room: u64) -> io::Result<Self> {
         let handle = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let journal = Self { path, handle };
@@ -1955,8 +1933,7 @@ impl Journal {
         let is_as_before = replaced.map_or(!is_older, |replaced| {
             file.bytes == replaced || before.is_some() && refresh_token_in(&file.bytes) == before
         });
-        // Each byte is from either document, or a blank behind its end: one was being written over
-        // the other.
+        // One was being written over the other, with blanks behind their ends.
         let (new, old) = (grant.to_json(), replaced.unwrap_or_default());
         let at = |text: &[u8], i| text.get(i).copied().unwrap_or(b' ');
         let is_half_written = !file.bytes.is_empty()
@@ -2026,7 +2003,7 @@ impl Journal {
         self.handle.set_len(text.len() as u64)?;
         save.granted_at.map_or(Ok(()), |time| self.handle.set_modified(time))?;
         let of_file = save.file.metadata.modified()?;
-        // By as little as the file system can tell, even if the clock is behind: see [`Journal::read`].
+        // By as little as the file system can tell, even if the clock is behind.
         for step in [Duration::from_millis(1), Duration::from_secs(2)] {
             if self.handle.metadata()?.modified()? <= of_file {
                 self.handle.set_modified(of_file.checked_add(step).unwrap_or(of_file))?;
@@ -2036,17 +2013,15 @@ impl Journal {
     }
 }
 
-/// What the journal of an earlier run holds.
+/// What the journal of an earlier run holds: no grant that the file lacks, or one with the file
+/// written since, or the document that was to be saved and when its grant came in.
 enum LeftOver {
-    /// No grant that the file lacks: its run ended before the reply was there, or after the save.
     Nothing,
-    /// A grant, but somebody has written the file since.
     Superseded(Token),
-    /// The document that was to be saved, and when the grant came in.
     Unsaved(Token, SystemTime),
 }
 
-/// A save, from before the request until the document is in its place. Without a grant it leaves no journal.
+/// A save, from before the request until all is in its place. Without a grant it leaves no journal.
 struct Save<'a> {
     file: &'a TokenFile,
     journal: Option<Journal>,
@@ -2060,7 +2035,8 @@ struct Save<'a> {
 impl<'a> Save<'a> {
     /// A save for which nothing has been done yet.
     fn new(file: &'a TokenFile, length: usize) -> Self {
-        let can_rename = file.metadata.nlink() == 1 && !os::has_attributes(&file.handle);
+        let has_more = || cfg!(target_os = "linux") && os::has_attributes(&file.handle);
+        let can_rename = file.metadata.nlink() == 1 && !has_more();
         let length = length.max(file.bytes.len());
         Self { file, journal: None, can_rename, length, granted_at: None }
     }
@@ -2070,8 +2046,8 @@ impl<'a> Save<'a> {
         [REPLACES, &self.file.bytes].concat()
     }
 
-    /// Proves that the save will work before the refresh token is spent: makes the journal, or room in
-    /// the file itself. Errors: file, or another run has made a journal just now.
+    /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file,
+    /// or another run has made a journal just now.
     fn prepare(&mut self) -> Result<(), Error> {
         use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
         let (file, room) = (self.file, (self.length + RESERVE) as u64);
@@ -2082,16 +2058,12 @@ impl<'a> Save<'a> {
         // A journal on another device may be gone together with a container.
         let device = fs::metadata(folder_of(&file.path)).map(|folder| folder.dev());
         if device.is_ok_and(|device| device == file.metadata.dev()) {
-            match Journal::make_at(Journal::path_beside(&file.path), self, room) {
-                Ok(journal) => {
-                    self.journal = Some(journal);
-                    return self.check_unchanged();
-                }
-                Err(e) => match e.kind() {
-                    AlreadyExists | ErrorKind::WouldBlock => return Err(lock_held()),
-                    PermissionDenied | ReadOnlyFilesystem | InvalidFilename => {}
-                    _ => return Err(file_error("make the journal", e, hint)),
-                },
+            let made = Journal::make_at(Journal::path_beside(&file.path), self, room);
+            match made.map(|journal| self.journal = Some(journal)).map_err(|e| (e.kind(), e)) {
+                Ok(()) => return self.check_unchanged(),
+                Err((AlreadyExists | ErrorKind::WouldBlock, _)) => return Err(lock_held()),
+                Err((PermissionDenied | ReadOnlyFilesystem | InvalidFilename, _)) => {}
+                Err((_, e)) => return Err(file_error("make the journal", e, hint)),
             }
         }
         // These blanks stay, so that a run that ends here has nothing to undo.
@@ -2108,12 +2080,10 @@ impl<'a> Save<'a> {
         Err(Error::new(Exit::Temporary, message, LATER))
     }
 
-    /// Keeps a reply in the journal as it came in, so that the next run finds it if this one is killed.
+    /// Keeps a reply in the journal as it came in, for the next run if this one is killed.
     fn keep(&self, reply: &[u8]) {
-        if let Some(journal) = &self.journal {
-            // [`Save::commit`] tells a failure.
-            let _ = journal.handle.write_all_at(reply, 0);
-        }
+        // [`Save::commit`] tells a failure.
+        let _ = self.journal.as_ref().map(|journal| journal.handle.write_all_at(reply, 0));
     }
 
     /// Saves the document, and tells how.
@@ -2139,7 +2109,7 @@ impl<'a> Save<'a> {
         saved.map_err(|cause| NotSaved { cause, journal })
     }
 
-    /// The first plan that works. The error is nothing if another program changed the file meanwhile.
+    /// The first plan that works. An empty error: another program changed the file meanwhile.
     fn put_in_place(
         &self,
         document: &[u8],
@@ -2174,8 +2144,8 @@ impl<'a> Save<'a> {
         }
     }
 
-    /// Swaps journal and file, so that nothing is lost that another program puts there just now. Gives
-    /// whether the file was still what was read; if not, it is again.
+    /// Swaps journal and file, so that nothing is lost that another program puts there just now.
+    /// Gives whether the file was still what was read; if not, it is again.
     fn rename(&self, journal: &Journal) -> io::Result<bool> {
         if os::exchange(&journal.path, &self.file.path).is_err() {
             // Not every file system can.
@@ -2196,10 +2166,10 @@ impl Drop for Save<'_> {
     }
 }
 
-/// A grant that is in no token file. No cause: another program changed the file meanwhile.
+/// A grant that is in no token file, and the journal that holds it, if one does. Without a cause
+/// another program changed the file meanwhile.
 struct NotSaved {
     cause: Option<io::Error>,
-    /// The journal that holds it, if one does.
     journal: Option<Journal>,
 }
 
@@ -2209,12 +2179,11 @@ fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Re
     loop {
         match handle.try_lock() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(TryLockError::Error(e)) => {
+            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Interrupted => {
                 let hint = "put the file where files can be locked: NFS needs its lock service";
                 return Err(file_error("lock", e, hint));
             }
+            Err(_) => {}
         }
         if !mem::replace(&mut waited, true) {
             run.step("waiting for another run that holds the lock");
@@ -2244,14 +2213,12 @@ fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Refuses what is no regular file, or too large to be a token even if half of it is blanks.
+/// Refuses what is no regular file.
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
-    let what = match metadata.is_file() {
-        true if metadata.len() <= 2 * MAX_DOCUMENT => return Ok(()),
-        true => return Err(file_error("read it", ErrorKind::FileTooLarge.into(), "")),
-        false if metadata.is_dir() => "is a folder",
-        false => "is not a regular file",
-    };
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
     Err(Error::new(Exit::File, what, "name the token file itself"))
 }
 
@@ -2269,7 +2236,7 @@ fn folder_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// Makes a change of names last. A folder that cannot be opened or synced by its nature is no failure.
+/// Makes a change of names last. A folder that by its nature cannot be synced is no failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied};
     match File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
@@ -2285,7 +2252,7 @@ fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
-/// Writes a document into a new private file: beside the token file, else here, else in the temp folder.
+/// Writes a document into a new private file: beside another, else here, else in the temp folder.
 fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
     folders.into_iter().find_map(|folder| {
@@ -2364,9 +2331,9 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
     Error::new(Exit::Undelivered, format!("granted, but {why}; {place}"), hint)
 }
 
-/// Whether stdout can take an only copy. Rust's runtime leads one that is closed to the null device.
+/// Whether stdout can take an only copy. Rust's runtime leads a closed one to the null device.
 fn check_stdout() -> io::Result<()> {
-    const NULL_DEVICE: u64 = 0x103; // major 1, minor 3 (Linux, Documentation/admin-guide/devices.txt)
+    const NULL_DEVICE: u64 = 0x103; // major 1, minor 3 (Linux, admin-guide/devices.txt)
     let mut stdout = stdout()?;
     if stdout.metadata()?.rdev() == NULL_DEVICE {
         return Err(io::Error::other("stdout is closed or /dev/null"));
@@ -2392,10 +2359,7 @@ fn cannot_print(cause: &io::Error) -> String {
 
 /// An I/O error in words, in lower case and without its number.
 fn describe(cause: &io::Error) -> String {
-    let text = cause.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
+    cause.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 /// A failure to do `what` with the token file or its journal.
@@ -2472,9 +2436,6 @@ mod os {
 
     /// Whether a file has attributes that another in its place would lack, such as an ACL.
     pub fn has_attributes(file: &File) -> bool {
-        if cfg!(not(target_os = "linux")) {
-            return false;
-        }
         let mut names = [0; 1024];
         let list = names.as_mut_ptr().cast();
         // SAFETY: at most the length of `names` is written to it.
