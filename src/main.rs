@@ -1777,7 +1777,7 @@ impl TokenFile {
     /// What the file holds, less the blanks and NULs at its end, at most [`MAX_DOCUMENT`].
     fn read(&self) -> io::Result<Vec<u8>> {
         // By position, so that every look starts at the beginning.
-        let mut bytes = Vec::with_capacity(2 * RESERVE);
+        let mut bytes = Vec::with_capacity(self.bytes.len().max(2048));
         let mut buffer = [0; 8192];
         while bytes.len() as u64 <= 2 * MAX_DOCUMENT {
             match self.handle.read_at(&mut buffer, bytes.len() as u64) {

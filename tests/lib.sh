@@ -193,16 +193,22 @@ run() {
     timeout 60 env -i "PATH=$PATH" "$@" >"$work/out" 2>"$work/err" </dev/null || status=$?
 }
 
+# ended STATUS [WORD]...: sets $problem, if the last run ended otherwise or stderr lacks a word.
+ended() {
+    problem=
+    [ "$status" = "$1" ] || problem="exit status $status, not $1"
+    shift
+    for word; do
+        grep -qF -- "$word" "$work/err" || problem="${problem:+$problem; }stderr lacks '$word'"
+    done
+}
+
 # expect NAME STATUS [WORD]...: one step. stderr has to hold each word. After a success the token
 # file holds the token that was printed, after a failure it is as it was; no journal is left.
 expect() {
     step=$1 wanted=$2
     shift 2
-    problem=
-    [ "$status" = "$wanted" ] || problem="exit status $status, not $wanted"
-    for word; do
-        grep -qF -- "$word" "$work/err" || problem="${problem:+$problem; }stderr lacks '$word'"
-    done
+    ended "$wanted" "$@"
     if [ "$wanted" = 0 ]; then
         [ -s "$work/out" ] && grep -qF -- "\"$(cat "$work/out")\"" "$token" ||
             problem="${problem:+$problem; }the token on stdout is not in the file"

@@ -23,16 +23,11 @@ has_no_refresh_token() {
     check "$1" "$(! grep -q refresh_token "$token" || echo 'it has one')"
 }
 
-
 # refused NAME STATUS WORD...: one step: no token, no file, and stderr holds each word.
 refused() {
     name=$1 wanted=$2
     shift 2
-    problem=
-    [ "$status" = "$wanted" ] || problem="exit status $status, not $wanted"
-    for word; do
-        grep -qF -- "$word" "$work/err" || problem="${problem:+$problem; }stderr lacks '$word'"
-    done
+    ended "$wanted" "$@"
     [ ! -s "$work/out" ] || problem="${problem:+$problem; }stdout is not empty"
     [ ! -e "$token" ] || problem="${problem:+$problem; }there is a token file"
     check "$name" "$problem"
