@@ -207,13 +207,16 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(),
     os::release_stops();
     let fate = if rotated { "rotated" } else { "stays" };
     run.step(&format!("HTTP {status}, the refresh token {fate}"));
-    if !is_usable {
-        let message = "the reply has no access_token that can be used; its refresh token is saved";
-        let hint = "check --endpoint, --data and the app's scopes";
-        return Err(Error::new(Exit::Setup, message, hint));
-    }
+    check_usable(is_usable)?;
     run.status(&format!("OAuth2 authorization granted! {how}"));
     print_token(run.options.output.unwrap_or(Output::Token), &token)
+}
+
+/// The error after a grant that brought a refresh token and no usable access token.
+fn check_usable(is_usable: bool) -> Result<(), Error> {
+    let message = "the reply has no access_token that can be used; its refresh token is saved";
+    let hint = "check --endpoint, --data and the app's scopes";
+    if is_usable { Ok(()) } else { Err(Error::new(Exit::Setup, message, hint)) }
 }
 
 /// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
@@ -240,12 +243,14 @@ fn filter(run: &mut Run) -> Result<(), Error> {
             reply => run.try_again(reply)?,
         }
     };
+    let is_usable = members.get("access_token").is_some_and(is_token);
     token.merge(members, SystemTime::now());
     let document = token.to_json();
     print(&document).map_err(|e| {
         let cause = Some(io::Error::other(cannot_print(&e)));
         deliver(&document, &NotSaved { cause, journal: None }, run.path)
     })?;
+    check_usable(is_usable)?;
     run.status("OAuth2 authorization granted!");
     Ok(())
 }

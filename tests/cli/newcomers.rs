@@ -151,3 +151,12 @@ fn a_conflict_without_a_place_for_a_file_prints_the_document() {
     let live = scenario.server.live_refresh_token().expect("a token");
     outcome.assert(outcome.text().contains(&live), "the grant is lost");
 }
+
+#[test]
+fn a_filter_prints_a_refresh_token_that_came_alone_and_fails() {
+    let reply = r#"{"access_token":null,"refresh_token":"RT-new-one"}"#;
+    let scenario = Scenario::scripted([Reply::json(200, reply)]);
+    let outcome = scenario.command().arg("-").stdin(token_document()).run();
+    outcome.assert_status(5).assert_says("no access_token");
+    outcome.assert(outcome.text().contains("RT-new-one"), "the grant is lost");
+}
