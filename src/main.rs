@@ -1932,7 +1932,8 @@ impl Journal {
             return Ok(LeftOver::Nothing);
         }
         let granted_at = self.handle.metadata()?.modified()?;
-        let is_older = file.modified().is_some_and(|modified| modified >= granted_at);
+        // One that this run has made is no login.
+        let is_older = !file.made && file.modified().is_some_and(|time| time >= granted_at);
         // One that was edited with the refresh token of before is no new login.
         let before = replaced.and_then(refresh_token_in);
         let is_as_before = replaced.map_or(!is_older, |replaced| {
