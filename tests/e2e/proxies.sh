@@ -74,8 +74,6 @@ steps() {
     bypass "$1, NO_PROXY that is empty does not count" 5 ''
     host=127.0.0.1
     bypass "$1, NO_PROXY with an address" 0 'example.test, 127.0.0.1'
-    bypass "$1, NO_PROXY with a block of addresses" 0 '127.0.0.0/8'
-    bypass "$1, NO_PROXY with another block does not count" 5 '10.0.0.0/8'
 }
 
 # bypass NAME STATUS VALUE: a run with this NO_PROXY, as it is spelt both ways.
