@@ -1633,7 +1633,10 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
             let status = reason.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
             let (exit, hint) = match status {
                 // tinyproxy answers a wrong password with 401.
-                401 | 407 => (Setup, "put USER:PASSWORD@ before the host in HTTPS_PROXY"),
+                401 | 407 => (
+                    Setup,
+                    "put USER:PASSWORD@ before the host in HTTPS_PROXY: it wants credentials",
+                ),
                 1..=499 | 501 => (Setup, "check HTTPS_PROXY, or name the host in NO_PROXY"),
                 _ => (Temporary, "check the proxy, or run it again later"),
             };
