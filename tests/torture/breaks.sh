@@ -22,7 +22,7 @@ build_copy() {
 # The document is not synced before it takes the place of the old one.
 no_fsync='torture power|/    fn write(/,/^    }/ s/self\.handle\.sync_all()/Ok(())/'
 # The old text is cut off first, as an editor would do it.
-truncate_first='torture|/    fn overwrite(/,/^    }/ s/write_over(&self/self.handle.set_len(0)?; &/'
+truncate_first='torture|/    fn overwrite(/,/^    }/ s/write_padded(&self/self.handle.set_len(0)?; &/'
 # The reply waits for the journal until it has been read and merged.
 not_kept='torture|s/save\.keep(&self\.received);//'
 # What could not be saved is cleaned up, and with it the only copy.
