@@ -49,7 +49,7 @@ try() {
         echo "$1: does not build"
         return 1
     fi
-    SUITES=${2%%|*} SF_REFRESH=$copy/target/$musl/release/sf-refresh sh tests/torture/run.sh --quick \
+    ROUNDS=${ROUNDS:-200} SUITES=${2%%|*} SF_REFRESH=$copy/target/$musl/release/sf-refresh sh tests/torture/run.sh --quick \
         >"$copy/log" 2>&1
     status=$?
     # What a healthy program is told about as well is no sign of the break.
