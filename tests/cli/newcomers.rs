@@ -90,6 +90,10 @@ fn verbose_tells_status_address_and_rotation() {
     scenario.run(&["-v"]).assert_failed(5).assert_says("HTTP 400");
 }
 
+/// A refusal of Entra, which tells codes and ids beside the standard members.
+const ENTRA: &str = r#"{"error":"invalid_grant","error_description":"AADSTS700082: The refresh token has expired due to inactivity.","error_codes":[700082],"timestamp":"2026-11-24 08:00:00Z",
+"trace_id":"0a0b","correlation_id":"0c0d","error_uri":"https://login.example/error?code=700082"}"#;
+
 #[test]
 fn refusals_are_answered_with_what_to_do() {
     for (reply, options, status, hint) in [
@@ -98,6 +102,18 @@ fn refusals_are_answered_with_what_to_do() {
         (Reply::html(401), &[], 5, "client id and secret"),
         (Reply::json(401, r#"{"error":{"error":"invalid_client"}}"#), &[], 5, "log in again"),
         (Reply::json(400, r#"{"errors":["bad"]}"#), &[], 5, "log in again"),
+        (Reply::new(401, "Invalid client: client is invalid"), &[], 5, "client id and secret"),
+        (Reply::new(401, "error=invalid_client"), &[], 5, "client id and secret"),
+        // As Keycloak, Okta and Entra word a dead refresh token and a wrong secret.
+        (Reply::error(400, "invalid_grant", "Token is not active"), &[], 3, "log in again"),
+        (Reply::error(400, "invalid_grant", "The refresh token is expired."), &[], 3, "log in"),
+        (Reply::json(400, ENTRA), &[], 3, "log in again"),
+        (
+            Reply::error(401, "unauthorized_client", "Invalid client secret"),
+            &[],
+            5,
+            "allow the app",
+        ),
         (Reply::error(401, "invalid_client", "no"), &["--basic"], 5, "leave --basic out"),
     ] {
         let scenario = Scenario::scripted([reply]);
@@ -159,4 +175,20 @@ fn a_filter_prints_a_refresh_token_that_came_alone_and_fails() {
     let outcome = scenario.command().arg("-").stdin(token_document()).run();
     outcome.assert_status(5).assert_says("no access_token");
     outcome.assert(outcome.text().contains("RT-new-one"), "the grant is lost");
+}
+
+#[test]
+fn a_proxy_that_is_none_and_one_without_an_address_are_told_apart() {
+    use crate::harness::TempDir;
+    let dir = TempDir::new();
+    dir.write(TOKEN_FILE, token_document());
+    let run = |proxy: &str| {
+        let run = crate::harness::Run::new(&dir).env("HTTPS_PROXY", proxy);
+        let options = ["-i", CLIENT_ID, "--retry", "0", "--timeout", "20", TOKEN_FILE];
+        run.args(options).run()
+    };
+    let no_name = run("http://proxy.invalid:3128");
+    no_name.assert_failed(4).assert_says("cannot find the proxy proxy.invalid:3128");
+    let server = crate::server::Server::start(Config::scripted([Reply::html(501)]));
+    run(&format!("http://{}", server.address())).assert_failed(5).assert_says("HTTP 501");
 }
