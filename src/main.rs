@@ -22,7 +22,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -127,7 +127,7 @@ fn main() -> ExitCode {
 fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     let mut options = parse(arguments)?;
     if let Some(text) = options.print {
-        return print_result(text.as_bytes(), "", "").map(|()| ExitCode::SUCCESS);
+        return print_result(text.as_bytes(), "").map(|()| ExitCode::SUCCESS);
     }
     for FormField { name, .. } in
         options.data.iter().filter(|field| field.is_exposed && !options.quiet)
@@ -135,13 +135,13 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
         say(None, &format!("everybody on this machine can read the {name} in --data"));
         say_line(&format!("hint: --data {name}@FILE takes it from a file"));
     }
-    let client = new_agent(&mut options);
+    let agent = new_agent(&mut options);
     let mut status = None;
     for path in &options.files {
         obey_stop()?;
         let mut run = Run {
             options: &options,
-            client: &client,
+            agent: &agent,
             path,
             deadline: Instant::now() + options.timeout,
             retries_left: options.retry,
@@ -150,8 +150,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
             answer_lost: false,
             uses_seed: false,
         };
-        let is_filter = path.as_os_str() == "-";
-        match if is_filter { filter(&mut run) } else { refresh(&mut run) } {
+        match renew(&mut run) {
             Err(error) if error.exit == Exit::Stopped => return Err(error),
             Err(error) => status = status.or(Some(error.report(Some(path)))),
             Ok(()) => {}
@@ -160,29 +159,40 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     Ok(status.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// Renews one token file and prints the result: the story of a file.
-fn refresh(run: &mut Run) -> Result<(), Error> {
-    let start = run.options.start().filter(|_| run.options.dry_run && !run.path.exists());
-    if let Some(start) = start {
-        return Request::new(run.options, &start).map(|request| request.show());
+/// Renews one token and prints the result: the story of a file, or of the document on stdin.
+fn renew(run: &mut Run) -> Result<(), Error> {
+    let options = run.options;
+    let start = options.start().filter(|_| options.dry_run && !run.path.exists());
+    if let Some(start) = start.filter(|_| !run.is_filter()) {
+        return Request::new(options, &start).map(|request| request.show());
     }
+    let stdin = if run.is_filter() { read_limited(io::stdin(), MAX_DOCUMENT) } else { Ok(vec![]) };
+    let stdin = stdin.map_err(|e| file_error("read stdin", e, ""))?;
     loop {
-        let file = TokenFile::lock(run.path, run)?;
-        let token = run.choose_grant(Token::parse(&file.bytes, run.options)?);
-        if let Some(reason) = run.reason_to_skip(&token, file.modified()) {
+        let locked = if run.is_filter() { None } else { Some(TokenFile::lock(run)?) };
+        let file = locked.as_ref();
+        let document = file.map_or(&stdin, |file| &file.bytes);
+        let token = run.choose_grant(Token::parse(document, options)?);
+        if let Some(reason) = run.reason_to_skip(&token, file.and_then(TokenFile::modified)) {
             run.status(reason);
-            return print_token(run.options.output.unwrap_or(Output::Token), &token);
+            return run.print(&token);
         }
-        let request = Request::new(run.options, &token)?;
-        if run.options.dry_run {
+        let request = Request::new(options, &token)?;
+        if options.dry_run {
             request.show();
             return Ok(());
         }
-        let mut save = Save::new(&file, token.to_json().len());
-        match post(run, &request, Some(&mut save)) {
+        if run.is_filter() {
+            check_stdout().map_err(|e| {
+                let message = format!("{}: the new document would be lost", describe(&e));
+                usage(message, "lead stdout into a file or a pipe")
+            })?;
+        }
+        let mut save = file.map(|file| Save::new(file, token.to_json().len()));
+        match post(run, &request, save.as_mut()) {
             Reply::Granted(grant) => return keep(run, token, grant, save),
             Reply::Failed(error)
-                if error.message.contains("invalid_grant") && run.has_other(&file, &token) =>
+                if error.message.contains("invalid_grant") && run.has_other(file, &token) =>
             {
                 obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
@@ -195,70 +205,35 @@ fn refresh(run: &mut Run) -> Result<(), Error> {
     }
 }
 
-/// Saves what was granted, and prints the result.
-fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Save) -> Result<(), Error> {
+/// Saves what was granted, and prints the result. Without a file stdout gets the only copy.
+fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Option<Save>) -> Result<(), Error> {
     let (status, members) = grant;
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
-    let saved = save.commit(&document);
-    let how = saved.map_err(|failure| deliver(&document, &failure, &save.file.path))?;
+    let saved = match &mut save {
+        Some(save) => save.commit(&document),
+        None => print(&document)
+            .map(|()| "printed")
+            .map_err(|cause| NotSaved { cause: Some(cause), journal: None }),
+    };
+    let path = save.as_ref().map_or(run.path, |save| &save.file.path);
+    let how = saved.map_err(|failure| deliver(&document, &failure, path))?;
     // A stop that comes from here on need not wait for whoever reads stdout.
     os::release_stops();
     let fate = if rotated { "rotated" } else { "stays" };
     run.step(&format!("HTTP {status}, the refresh token {fate}"));
-    check_usable(is_usable)?;
+    if !is_usable {
+        let message = "the reply has no access_token that can be used; its refresh token is saved";
+        let hint = "check --endpoint, --data and the app's scopes";
+        return Err(Error::new(Exit::Setup, message, hint));
+    }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    print_token(run.options.output.unwrap_or(Output::Token), &token)
-}
-
-/// The error after a grant that brought a refresh token and no usable access token.
-fn check_usable(is_usable: bool) -> Result<(), Error> {
-    let message = "the reply has no access_token that can be used; its refresh token is saved";
-    let hint = "check --endpoint, --data and the app's scopes";
-    if is_usable { Ok(()) } else { Err(Error::new(Exit::Setup, message, hint)) }
-}
-
-/// Renews the document on stdin and prints it: nothing is saved, so stdout is the only copy.
-fn filter(run: &mut Run) -> Result<(), Error> {
-    let bytes = read_limited(io::stdin().lock(), MAX_DOCUMENT)
-        .map_err(|e| Error::new(Exit::File, format!("cannot read stdin: {}", describe(&e)), ""))?;
-    let mut token = Token::parse(trimmed(&bytes), run.options)?;
-    if let Some(reason) = run.reason_to_skip(&token, None) {
-        run.status(reason);
-        return print_token(Output::Json, &token);
-    }
-    let request = Request::new(run.options, &token)?;
-    if run.options.dry_run {
-        request.show();
-        return Ok(());
-    }
-    check_stdout().map_err(|e| {
-        let message = format!("{}: the new document would be lost", describe(&e));
-        usage(message, "lead stdout into a file or a pipe")
-    })?;
-    let members = loop {
-        match post(run, &request, None) {
-            Reply::Granted((_, members)) => break members,
-            reply => run.try_again(reply)?,
-        }
-    };
-    let is_usable = members.get("access_token").is_some_and(is_token);
-    token.merge(members, SystemTime::now());
-    let document = token.to_json();
-    print(&document).map_err(|e| {
-        let cause = Some(io::Error::other(cannot_print(&e)));
-        deliver(&document, &NotSaved { cause, journal: None }, run.path)
-    })?;
-    check_usable(is_usable)?;
-    run.status("OAuth2 authorization granted!");
-    Ok(())
+    if run.is_filter() { Ok(()) } else { run.print(&token) }
 }
 
 // ---- Vocabulary: what the story is told in. ----
 
-/// The HTTP client, and the addresses that it connected to.
-type Client = (Agent, mpsc::Receiver<SocketAddr>);
 /// The members of a JSON object.
 type Members = Map<String, Value>;
 /// A grant: the HTTP status, and the members, among them a usable token (RFC 6749 §5.1).
@@ -326,7 +301,7 @@ impl Secret {
 /// The work on one file, with what all files share: it says what happens, waits and counts.
 struct Run<'a> {
     options: &'a Options,
-    client: &'a Client,
+    agent: &'a Agent,
     path: &'a Path,
     /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
@@ -342,6 +317,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Whether it is stdin and stdout that are worked on.
+    fn is_filter(&self) -> bool {
+        self.path.as_os_str() == "-"
+    }
+
     /// The time that is left, zero when it is over.
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -363,9 +343,10 @@ impl Run<'_> {
     }
 
     /// Whether the file or an sfdx auth URL has another refresh token now than the one refused.
-    fn has_other(&mut self, file: &TokenFile, refused: &Token) -> bool {
+    fn has_other(&mut self, file: Option<&TokenFile>, refused: &Token) -> bool {
         let is_other = |token: &str| token != refused.refresh_token();
-        let current = file.token_by_name(self.options).filter(|_| !self.uses_seed);
+        let current =
+            file.filter(|_| !self.uses_seed).and_then(|it| it.token_by_name(self.options));
         if current.is_some_and(|now| is_other(now.refresh_token())) {
             self.first_access_token = None;
             return !self.left().is_zero();
@@ -392,21 +373,16 @@ impl Run<'_> {
             Reply::Changed(_) => return obey_stop(),
         };
         let pause = wait.unwrap_or(self.backoff);
-        if self.retries_left == 0 || pause >= self.left() {
+        // What can be had at once after a lost answer has been tried: stops are obeyed again.
+        let is_stopped = !pause.is_zero() && os::release_stops() != 0;
+        if is_stopped || self.retries_left == 0 || pause >= self.left() {
             return Err(self.conclude(error));
         }
         self.retries_left -= 1;
         if wait.is_none() {
             self.backoff = self.backoff.saturating_mul(2);
         }
-        let end = Instant::now() + pause;
-        while Instant::now() < end {
-            // After a lost answer stops are still noted: what can be had at once has been tried.
-            if os::noted_stop() != 0 {
-                return Err(self.conclude(error));
-            }
-            thread::sleep(LOCK_POLL.min(end.saturating_duration_since(Instant::now())));
-        }
+        thread::sleep(pause);
         self.step(&format!("{}, trying again", error.message));
         Ok(())
     }
@@ -430,11 +406,6 @@ impl Run<'_> {
         (age < self.options.if_older_than?).then_some("still fresh, nothing sent")
     }
 
-    /// Says which addresses were connected to.
-    fn tell_reached(&self) {
-        self.client.1.try_iter().for_each(|peer| self.step(&format!("connected to {peer}")));
-    }
-
     /// Says on stderr what came of the file, unless `--quiet`.
     fn status(&self, text: &str) {
         if !self.options.quiet {
@@ -447,6 +418,13 @@ impl Run<'_> {
         if self.options.verbose {
             say(Some(self.path), text);
         }
+    }
+
+    /// Prints the result of a file that is saved.
+    fn print(&self, token: &Token) -> Result<(), Error> {
+        let default = if self.is_filter() { Output::Json } else { Output::Token };
+        let text = token.render(self.options.output.unwrap_or(default));
+        print_result(&text, "the token file is saved: read the access token from it")
     }
 }
 
@@ -900,8 +878,8 @@ impl Token {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
         let restore = "restore it, or log in again; a shell's > empties a file before it is read";
         let needed = "the file has to hold the token reply: a JSON object with refresh_token";
-        let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-        if text.trim_ascii().is_empty() {
+        let text = trimmed(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes));
+        if text.is_empty() {
             return options.start().map_or_else(|| bad("is empty", restore), Ok);
         }
         if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
@@ -1375,11 +1353,11 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     let received = Vec::with_capacity(RESERVE);
     let unsent = request.body.expose().as_bytes();
     let mut exchange =
-        Exchange { run, request, save, unsent, sent: false, failure: None, received };
+        Exchange { run, request, save, unsent, sent: false, unprepared: None, received };
     let (left, timeout) = (run.left(), run.options.timeout);
     let proxy = run.options.proxy_for(&request.endpoint);
-    let (agent, _) = run.client;
-    let mut post = agent
+    let mut post = run
+        .agent
         .post(&request.endpoint)
         .header("Accept", "application/json")
         // A coded reply could not be read, and its grant would be lost.
@@ -1399,17 +1377,12 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .timeout_global(Some(left + timeout))
         .build()
         .send(SendBody::from_reader(&mut exchange));
-    let error = match (response, exchange.failure.take()) {
-        (_, Some(failure)) if failure.exit == Exit::Temporary => return Reply::Changed(failure),
-        (_, Some(failure)) => failure,
-        (Ok(response), None) => return exchange.receive(response),
-        (Err(error), None) if exchange.sent => return lost_after_sending(&error),
-        (Err(error), None) => {
-            run.tell_reached();
-            never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy)
-        }
-    };
-    if error.exit == Exit::Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
+    match (response, exchange.unprepared.take()) {
+        (_, Some(reply)) => reply,
+        (Ok(response), _) => exchange.receive(response),
+        (Err(error), _) if exchange.sent => lost_after_sending(&error),
+        (Err(error), _) => never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy),
+    }
 }
 
 /// A request on its way, and the reply to it.
@@ -1420,7 +1393,8 @@ struct Exchange<'a, 'b> {
     unsent: &'a [u8],
     /// The refresh token may have reached the server.
     sent: bool,
-    failure: Option<Error>,
+    /// Why nothing was sent: the save is not sure to work.
+    unprepared: Option<Reply>,
     received: Vec<u8>,
 }
 
@@ -1458,13 +1432,12 @@ impl Exchange<'_, '_> {
 impl Read for Exchange<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !self.sent {
-            self.run.tell_reached();
             if self.run.left().is_zero() {
                 return Err(io::Error::other(ureq::Error::Timeout(ureq::Timeout::Connect)));
             }
             os::hold_stops();
-            if let Some(Err(error)) = self.save.as_mut().map(|save| save.prepare()) {
-                self.failure = Some(error);
+            self.unprepared = self.save.as_mut().and_then(|save| save.prepare().err());
+            if self.unprepared.is_some() {
                 return Err(ErrorKind::Other.into());
             }
             self.sent = true;
@@ -1474,7 +1447,7 @@ impl Read for Exchange<'_, '_> {
 }
 
 /// The HTTP client, with the roots that it trusts: Mozilla's if none are given.
-fn new_agent(options: &mut Options) -> Client {
+fn new_agent(options: &mut Options) -> Agent {
     let roots = options.roots.take();
     let roots = roots.map_or(RootCerts::WebPki, |roots| RootCerts::new_with_certs(&roots));
     let config = Agent::config_builder()
@@ -1488,19 +1461,18 @@ fn new_agent(options: &mut Options) -> Client {
         .output_buffer_size(16 * 1024)
         .max_response_header_size(16 * 1024)
         .build();
-    let (sender, reached) = mpsc::channel();
     let connector =
         ().chain(ConnectProxyConnector::default())
-            .chain(InTurn { reached: sender })
+            .chain(InTurn { verbose: options.verbose })
             .chain(RustlsConnector::default());
-    (Agent::with_parts(config, connector, NameResolver), reached)
+    Agent::with_parts(config, connector, NameResolver)
 }
 
-/// Connects to the first address of a host or its proxy that answers, and tells `reached` which.
+/// Connects to the first address of a host or its proxy that answers, and says which if `verbose`.
 /// ureq's own gives half of the time to the first one, and a dead one would hold up the others.
 #[derive(Debug)]
 struct InTurn {
-    reached: mpsc::Sender<SocketAddr>,
+    verbose: bool,
 }
 
 impl<In: Transport> Connector<In> for InTurn {
@@ -1537,7 +1509,9 @@ impl<In: Transport> Connector<In> for InTurn {
             failure = match tcp.connect(&one, None) {
                 Err(error) => error,
                 connected => {
-                    let _ = self.reached.send(address);
+                    if self.verbose {
+                        say(None, &format!("connected to {address}"));
+                    }
                     return connected;
                 }
             };
@@ -1614,7 +1588,7 @@ const NETWORK_HINT: &str = "check network, host name and proxy, or run it again 
 const NAME_HINT: &str = "check network and name; a musl build needs IPv6 answers or /etc/hosts too";
 
 /// A failure before the refresh token was sent to `host`.
-fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
+fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
     use Exit::{Setup, Temporary};
     use ureq::{Error as E, Timeout};
     let by_proxy = proxy.map(|proxy| format!("the proxy {}:{}", proxy.host(), proxy.port()));
@@ -1653,7 +1627,8 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Error {
     };
     let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
     let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
-    Error::new(exit, format!("{what}; nothing was sent"), hint)
+    let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
+    if exit == Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
 }
 
 /// What a failure of TLS means, and a hint; nothing if the network cut the handshake short.
@@ -1705,20 +1680,14 @@ struct TokenFile {
 }
 
 impl TokenFile {
-    /// Opens (or makes) and locks a token file, and finishes an interrupted save.
-    fn lock(path: &Path, run: &mut Run) -> Result<Self, Error> {
-        let mut finished = 0;
+    /// Opens (or makes) and locks the token file of a run, and finishes an interrupted save.
+    fn lock(run: &mut Run) -> Result<Self, Error> {
         loop {
-            let mut file = Self::open(path, run.options.start().is_some())?;
+            let mut file = Self::open(run.path, run.options.start().is_some())?;
             lock_within(&file.handle, run, |run| file.note_access_token(run))?;
-            if !file.is_named(path) {
+            if !is_named(&file.handle, run.path) {
                 // Somebody renamed another over it: the former holder of the lock, or a login.
                 file.note_access_token(run);
-                if fs::metadata(path).is_ok_and(|now| now.nlink() == 0) {
-                    let what = "is mounted and was removed or replaced";
-                    let hint = "its name is gone on the host: mount the folder, not the file";
-                    return Err(Error::new(Exit::File, what, hint));
-                }
                 if run.left().is_zero() {
                     return Err(lock_held());
                 }
@@ -1728,44 +1697,34 @@ impl TokenFile {
             let journal = Journal::left_over(&file, run)?;
             file.bytes = file.read().map_err(|e| file_error("read it", e, ""))?;
             run.step("locked");
-            let Some(journal) = journal else { return Ok(file) };
-            if finished > 2 {
-                let hint = "remove it: the token file has what it holds";
-                return Err(Error::new(Exit::File, "its journal cannot be removed", hint));
-            }
-            if !run.options.dry_run {
+            match journal {
+                None => return Ok(file),
                 // Then it is looked at again: its name may stand for the former journal.
-                journal.finish(&file, run)?;
-                finished += 1;
-                continue;
+                Some(journal) if !run.options.dry_run => journal.finish(&file, run)?,
+                // In memory alone.
+                Some(journal) => {
+                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
+                        file.bytes = token.to_json();
+                    }
+                    return Ok(file);
+                }
             }
-            // In memory alone.
-            if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
-                file.bytes = token.to_json();
-            }
-            return Ok(file);
         }
     }
 
     /// Opens the file that a path leads to, or makes an empty one. Errors: file.
     fn open(path: &Path, may_make: bool) -> Result<Self, Error> {
         // A look first: to open some devices is to use them.
-        let real = fs::canonicalize(path);
-        let made = may_make && real.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
-        let path = if made { path.to_owned() } else { real.map_err(cannot_open)? };
+        let found = fs::metadata(path);
+        let made = may_make && found.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
         if !made {
-            check_regular(&fs::metadata(&path).map_err(cannot_open)?)?;
+            check_regular(&found.map_err(cannot_open)?)?;
         }
         let mut how = OpenOptions::new();
-        let handle = match how.read(true).write(true).create_new(made).mode(0o600).open(&path) {
-            // Another run was faster to make it, or a symlink leads nowhere.
-            Err(e) if made && e.kind() == ErrorKind::AlreadyExists && path.exists() => {
-                return Self::open(&path, false);
-            }
-            opened => opened.map_err(cannot_open)?,
-        };
+        how.read(true).write(true).create(made).truncate(false).mode(0o600);
+        let handle = how.open(path).map_err(cannot_open)?;
+        let path = fs::canonicalize(path).map_err(cannot_open)?;
         let metadata = handle.metadata().map_err(cannot_open)?;
-        check_regular(&metadata)?;
         Ok(Self { path, handle, metadata, bytes: Vec::new(), made })
     }
 
@@ -1782,44 +1741,23 @@ impl TokenFile {
 
     /// What the file holds, less the blanks and NULs at its end, at most [`MAX_DOCUMENT`].
     fn read(&self) -> io::Result<Vec<u8>> {
-        // By position, so that every look starts at the beginning.
-        let mut bytes = Vec::with_capacity(self.bytes.len().max(2048));
-        let mut buffer = [0; 8192];
-        while bytes.len() as u64 <= 2 * MAX_DOCUMENT {
-            match self.handle.read_at(&mut buffer, bytes.len() as u64) {
-                Ok(0) => break,
-                Ok(n) => bytes.extend_from_slice(&buffer[..n]),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let is_unread = bytes.len() as u64 > 2 * MAX_DOCUMENT;
+        let mut handle = &self.handle;
+        handle.rewind()?;
+        let mut bytes = read_limited(handle, 2 * MAX_DOCUMENT)?;
         bytes.truncate(trimmed(&bytes).len());
-        let is_large = is_unread || bytes.len() as u64 > MAX_DOCUMENT;
+        let is_large = bytes.len() as u64 > MAX_DOCUMENT;
         if is_large { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
-    }
-
-    /// Whether this name stands for the file.
-    fn is_named(&self, path: &Path) -> bool {
-        fs::metadata(path).is_ok_and(|now| same_file(&now, &self.metadata) && now.nlink() > 0)
     }
 
     /// Whether this name stands for the file as it was read.
     fn is_unchanged_at(&self, path: &Path) -> bool {
-        self.is_named(path) && self.read().is_ok_and(|now| now == self.bytes)
+        is_named(&self.handle, path) && self.read().is_ok_and(|now| now == self.bytes)
     }
 
     /// The token that stands under the file's name by now.
     fn token_by_name(&self, options: &Options) -> Option<Token> {
         fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
-        Token::parse(trimmed(&fs::read(&self.path).ok()?), options).ok()
-    }
-
-    /// Writes a document over what the file held. No cut: a power failure would leave NULs.
-    fn overwrite(&self, document: &[u8]) -> io::Result<()> {
-        self.grow(document.len() as u64)?;
-        write_padded(&self.handle, document, 0, self.bytes.len() as u64)?;
-        self.handle.sync_all()
+        Token::parse(&fs::read(&self.path).ok()?, options).ok()
     }
 
     /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
@@ -1859,7 +1797,7 @@ impl Journal {
     }
 
     /// Makes one with the file's owner (and mode, if it can replace it) and `room` bytes of blanks.
-    fn make_at(path: PathBuf, save: &Save, room: u64) -> io::Result<Self> {
+    fn make_at(path: PathBuf, save: &Save, room: usize) -> io::Result<Self> {
         let handle = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let journal = Self { path, handle };
         let prepare = |file: &File| -> io::Result<()> {
@@ -1874,7 +1812,6 @@ impl Journal {
             if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            let room = usize::try_from(room).unwrap_or(RESERVE);
             file.write_all_at(&[vec![b' '; room], save.replaced()].concat(), 0)
         };
         prepare(&journal.handle).inspect_err(|_| journal.remove())?;
@@ -1885,12 +1822,12 @@ impl Journal {
     fn left_over(file: &TokenFile, run: &mut Run) -> Result<Option<Self>, Error> {
         let path = Self::path_beside(&file.path);
         while let Ok(metadata) = fs::symlink_metadata(&path) {
-            let opened = if !metadata.is_file() || metadata.nlink() > 1 {
-                Err(io::Error::other("it is not a regular file with one name"))
-            } else if metadata.uid() != file.metadata.uid() && metadata.len() > 0 {
-                Err(io::Error::other("it belongs to another user"))
-            } else {
+            // One of another user says nothing while it is empty: that run is just making it.
+            let is_own = metadata.uid() == file.metadata.uid() || metadata.len() == 0;
+            let opened = if metadata.is_file() && metadata.nlink() == 1 && is_own {
                 OpenOptions::new().read(true).write(true).open(&path)
+            } else {
+                Err(io::Error::other("it is not a regular file of the same owner with one name"))
             };
             if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                 continue;
@@ -1908,8 +1845,7 @@ impl Journal {
 
     /// Whether its name still stands for it.
     fn is_ours(&self) -> bool {
-        let named = fs::symlink_metadata(&self.path);
-        named.is_ok_and(|n| self.handle.metadata().is_ok_and(|own| same_file(&n, &own)))
+        is_named(&self.handle, &self.path)
     }
 
     /// Removes it; one that is no longer ours stays.
@@ -1968,14 +1904,8 @@ impl Journal {
             LeftOver::Superseded(grant) => {
                 let kept = write_rescue_file(&file.path, &grant.to_json());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
-                fs::remove_file(&self.path).map_err(|e| {
-                    let _ = fs::remove_file(&kept);
-                    failed(e)
-                })?;
-                let kept = kept.display();
-                let what = format!("it is newer than its journal, whose grant is now in {kept}");
-                say(Some(run.path), &what);
-                return Ok(());
+                let what = "it is newer than its journal, whose grant is now in";
+                say(Some(run.path), &format!("{what} {}", kept.display()));
             }
             LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json();
@@ -1998,7 +1928,7 @@ impl Journal {
     fn replaced(&self, document: &[u8], save: &Save) -> io::Result<Self> {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
-        let fresh = Self::make_at(path, save, document.len() as u64)?;
+        let fresh = Self::make_at(path, save, document.len())?;
         let done = fresh.write(document, save).and_then(|()| fs::rename(&fresh.path, &self.path));
         done.inspect_err(|_| fresh.remove())?;
         Ok(Self { path: self.path.clone(), ..fresh })
@@ -2054,37 +1984,38 @@ impl<'a> Save<'a> {
     }
 
     /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file,
-    /// or another run has made a journal just now.
-    fn prepare(&mut self) -> Result<(), Error> {
+    /// or another run or program is at the file.
+    fn prepare(&mut self) -> Result<(), Reply> {
         use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
-        let (file, room) = (self.file, (self.length + RESERVE) as u64);
-        if self.length as u64 > MAX_DOCUMENT {
-            return Err(file_error("renew it", ErrorKind::FileTooLarge.into(), ""));
-        }
+        let (file, room) = (self.file, self.length + RESERVE);
         let hint = "make room, or put the file elsewhere; nothing was sent";
+        let failed = |what: &str, cause| Err(Reply::Failed(file_error(what, cause, hint)));
+        if self.length as u64 > MAX_DOCUMENT {
+            return failed("renew it", ErrorKind::FileTooLarge.into());
+        }
         // A journal on another device may be gone together with a container.
         let device = fs::metadata(folder_of(&file.path)).map(|folder| folder.dev());
         if device.is_ok_and(|device| device == file.metadata.dev()) {
             let made = Journal::make_at(Journal::path_beside(&file.path), self, room);
-            match made.map(|journal| self.journal = Some(journal)).map_err(|e| (e.kind(), e)) {
-                Ok(()) => return self.check_unchanged(),
-                Err((AlreadyExists | ErrorKind::WouldBlock, _)) => return Err(lock_held()),
+            match made.map_err(|e| (e.kind(), e)) {
+                Ok(journal) => self.journal = Some(journal),
+                Err((AlreadyExists | ErrorKind::WouldBlock, _)) => {
+                    return Err(Reply::Changed(lock_held()));
+                }
                 Err((PermissionDenied | ReadOnlyFilesystem | InvalidFilename, _)) => {}
-                Err((_, e)) => return Err(file_error("make the journal", e, hint)),
+                Err((_, e)) => return failed("make the journal", e),
             }
         }
-        // These blanks stay, so that a run that ends here has nothing to undo.
-        file.grow(room).map_err(|e| file_error("reserve room", e, hint))?;
-        self.check_unchanged()
-    }
-
-    /// Sees once more, just before the refresh token is sent, that nobody has replaced it meanwhile.
-    fn check_unchanged(&self) -> Result<(), Error> {
-        if self.file.is_unchanged_at(&self.file.path) {
+        if self.journal.is_none() {
+            // These blanks stay, so that a run that ends here has nothing to undo.
+            file.grow(room as u64).or_else(|e| failed("reserve room", e))?;
+        }
+        // Once more, just before the refresh token is sent: another program needs no lock.
+        if file.is_unchanged_at(&file.path) {
             return Ok(());
         }
         let message = "another program changed the file just now; nothing was sent";
-        Err(Error::new(Exit::Temporary, message, LATER))
+        Err(Reply::Changed(Error::new(Exit::Temporary, message, LATER)))
     }
 
     /// Keeps a reply in the journal as it came in, for the next run if this one is killed.
@@ -2093,77 +2024,76 @@ impl<'a> Save<'a> {
         let _ = self.journal.as_ref().map(|journal| journal.handle.write_all_at(reply, 0));
     }
 
-    /// Saves the document, and tells how.
+    /// Saves the document by the first plan that works, and tells how.
     fn commit(&mut self, document: &[u8]) -> Result<&'static str, NotSaved> {
         // From here on nothing is cleaned up: what is there may be the only copy.
-        let journal = self.journal.take().filter(Journal::is_ours);
-        // A journal whose file has changed goes on saying what it was to replace.
-        if !self.file.is_unchanged_at(&self.file.path) {
-            let text = [document, &self.replaced()].concat();
-            let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
-            // Whoever edited it without a new login has it from the journal: see [`Journal::read`].
-            let now = fs::read(&self.file.path).unwrap_or_default();
-            let is_edited =
-                journal.is_some() && refresh_token_in(&now) == refresh_token_in(&self.file.bytes);
-            let cause = is_edited.then(|| io::Error::other("it was edited meanwhile"));
-            return Err(NotSaved { cause, journal });
+        let journal = self.journal.take();
+        if let Some(how) = journal.as_ref().and_then(|journal| self.rename(journal, document)) {
+            return Ok(how);
         }
-        // Only one that takes the file's name holds the document alone: see [`Journal::read`].
-        let behind = if self.can_rename { Vec::new() } else { self.replaced() };
-        let text = [document, &behind].concat();
-        let journal = journal.filter(|journal| journal.write(&text, self).is_ok());
-        let saved = self.put_in_place(document, journal.as_ref());
-        saved.map_err(|cause| NotSaved { cause, journal })
-    }
-
-    /// The first plan that works. An empty error: another program changed the file meanwhile.
-    fn put_in_place(
-        &self,
-        document: &[u8],
-        journal: Option<&Journal>,
-    ) -> Result<&'static str, Option<io::Error>> {
-        let file = self.file;
-        if let Some(journal) = journal.filter(|j| self.can_rename && !os::has_attributes(&j.handle))
-            && file.is_unchanged_at(&file.path)
-            && let Ok(true) = self.rename(journal)
-        {
-            let synced = sync_folder(&file.path).is_ok();
-            let unsynced = "saved, but the folder could not be synced to the disk";
-            return Ok(if synced { "saved" } else { unsynced });
+        // A journal that does not take the file's name goes on saying what it was to replace.
+        let text = [document, &self.replaced()].concat();
+        let is_whole = |it: &Journal| it.is_ours() && it.write(&text, self).is_ok();
+        let journal = journal.filter(is_whole);
+        match self.overwrite(document) {
+            Ok(true) => {}
+            Err(cause) => return Err(NotSaved { cause: Some(cause), journal }),
+            Ok(false) => {
+                // Whoever edited it without a new login has it from the journal: [`Journal::read`].
+                let now = refresh_token_in(&fs::read(&self.file.path).unwrap_or_default());
+                let is_edited = journal.is_some() && now == refresh_token_in(&self.file.bytes);
+                let cause = is_edited.then(|| io::Error::other("it was edited meanwhile"));
+                return Err(NotSaved { cause, journal });
+            }
         }
-        if let Some(journal) = journal.filter(|_| self.can_rename) {
-            let _ = journal.write(&[document, &self.replaced()].concat(), self);
-        }
-        if !file.is_unchanged_at(&file.path) {
-            return Err(None);
-        }
-        file.overwrite(document).inspect_err(|_| {
-            // A journal that could not be synced is to be newer all the same.
-            let _ = file.modified().map(|time| file.handle.set_modified(time));
-        })?;
-        if !file.is_named(&file.path) {
-            return Err(None);
-        }
-        self.granted_at.map_or(Ok(()), |time| file.handle.set_modified(time))?;
         match journal.map(|j| fs::remove_file(&j.path).and_then(|()| sync_folder(&j.path))) {
             None | Some(Ok(())) => Ok("saved in place"),
             Some(Err(_)) => Ok("saved in place, but its journal cannot be removed: remove it"),
         }
     }
 
-    /// Swaps journal and file, so that nothing is lost that another program puts there just now.
-    /// Gives whether the file was still what was read; if not, it is again.
-    fn rename(&self, journal: &Journal) -> io::Result<bool> {
-        if os::exchange(&journal.path, &self.file.path).is_err() {
+    /// The plan to rename: journal and file are swapped, so that nothing is lost that another program
+    /// puts there just now. Tells how it was saved, or nothing if both are as before.
+    fn rename(&self, journal: &Journal, document: &[u8]) -> Option<&'static str> {
+        let (new, old) = (&journal.path, &self.file.path);
+        let is_unchanged = || self.file.is_unchanged_at(old);
+        // What takes the file's name is the document alone: only for an unchanged file does a
+        // journal of it tell the next run enough.
+        let is_ready = self.can_rename
+            && journal.is_ours()
+            && is_unchanged()
+            && journal.write(document, self).is_ok()
+            && !os::has_attributes(&journal.handle)
+            && is_unchanged();
+        if !is_ready {
+            return None;
+        }
+        if os::exchange(new, old).is_err() {
             // Not every file system can.
-            return fs::rename(&journal.path, &self.file.path).map(|()| true);
+            fs::rename(new, old).ok()?;
+        } else if self.file.is_unchanged_at(new) {
+            // If this fails, the next run finds that the journal is older than the file.
+            let _ = fs::remove_file(new);
+        } else {
+            let _ = os::exchange(new, old);
+            return None;
         }
-        if !self.file.is_unchanged_at(&journal.path) {
-            return os::exchange(&journal.path, &self.file.path).map(|()| false);
+        let is_synced = sync_folder(old).is_ok();
+        Some(if is_synced { "saved" } else { "saved, but the folder could not be synced" })
+    }
+
+    /// The other plans: the document is written over what the file held, and the file never cut,
+    /// for a power failure would leave NULs. False: another program changed it meanwhile.
+    fn overwrite(&self, document: &[u8]) -> io::Result<bool> {
+        let file = self.file;
+        if !file.is_unchanged_at(&file.path) {
+            return Ok(false);
         }
-        // If this fails, the next run finds that the journal is older than the file.
-        let _ = fs::remove_file(&journal.path);
-        Ok(true)
+        file.grow(document.len() as u64)?;
+        write_padded(&file.handle, document, 0, file.bytes.len() as u64)?;
+        file.handle.sync_all()?;
+        self.granted_at.map_or(Ok(()), |time| file.handle.set_modified(time))?;
+        Ok(is_named(&file.handle, &file.path))
     }
 }
 
@@ -2215,18 +2145,28 @@ fn trimmed(text: &[u8]) -> &[u8] {
     &text[..end.map_or(0, |last| last + 1)]
 }
 
-/// Whether two looks saw the same file.
-fn same_file(one: &fs::Metadata, other: &fs::Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
+/// Whether a name stands for an open file.
+fn is_named(handle: &File, path: &Path) -> bool {
+    let (own, named) = (handle.metadata(), fs::metadata(path));
+    let is_same = |own: fs::Metadata, named: fs::Metadata| {
+        (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
+    };
+    own.is_ok_and(|own| named.is_ok_and(|named| is_same(own, named)))
 }
 
-/// Refuses what is no regular file.
+/// Refuses what is no regular file with a name.
 fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
-    if metadata.is_file() {
-        return Ok(());
-    }
-    let what = if metadata.is_dir() { "is a folder" } else { "is not a regular file" };
-    Err(Error::new(Exit::File, what, "name the token file itself"))
+    let by_its_name = "name the token file itself";
+    first_problem(&[
+        (metadata.is_dir(), "is a folder", by_its_name),
+        (!metadata.is_file(), "is not a regular file", by_its_name),
+        (
+            metadata.nlink() == 0,
+            "is mounted and was removed or replaced",
+            "its name is gone on the host: mount the folder, not the file",
+        ),
+    ])
+    .map_err(|(what, hint)| Error::new(Exit::File, what, hint))
 }
 
 /// Writes a text at a place, in one piece with blanks behind it up to `end`: it is still JSON then.
@@ -2254,27 +2194,24 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// All bytes of a source, if there are at most `limit`.
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(2048);
     source.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 /// Writes a document into a new private file: beside another, else here, else in the temp folder.
 fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = format!("sf-refresh-rescued-{}.json", since_1970.as_nanos());
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
-    folders.into_iter().find_map(|folder| {
-        let places = (std::process::id()..).map(|n| format!("sf-refresh-rescued-{n}.json"));
-        let opened = places.map(|name| {
-            let path = folder.join(name);
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            file.map(|file| (path, file))
-        });
-        let is_taken = |e: &io::Error| e.kind() == ErrorKind::AlreadyExists;
-        let (path, file) = opened.into_iter().find(|o| !o.as_ref().is_err_and(is_taken))?.ok()?;
+    folders.into_iter().map(|folder| folder.join(&name)).find(|path| {
+        let mut how = OpenOptions::new();
+        let Ok(file) = how.write(true).create_new(true).mode(0o600).open(path) else {
+            return false;
+        };
         let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
-        let written = written.and_then(|()| sync_folder(&path));
-        written.inspect_err(|_| drop(fs::remove_file(&path))).ok()?;
-        Some(path)
+        let written = written.and_then(|()| sync_folder(path));
+        written.inspect_err(|_| drop(fs::remove_file(path))).is_ok()
     })
 }
 
@@ -2292,21 +2229,15 @@ fn say_line(text: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Prints what can be had again. On failure `note` is added to the message.
-fn print_result(text: &[u8], note: &str, hint: &str) -> Result<(), Error> {
+/// Prints what can be had again, as `hint` says.
+fn print_result(text: &[u8], hint: &str) -> Result<(), Error> {
     match print(text) {
         // A reader that has gone away needs it no more.
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Exit::Undelivered, cannot_print(&e) + note, hint))
+            Err(Error::new(Exit::Undelivered, describe(&e), hint))
         }
         _ => Ok(()),
     }
-}
-
-/// Prints the result of a file that is saved.
-fn print_token(output: Output, token: &Token) -> Result<(), Error> {
-    let hint = "read the access token from the token file";
-    print_result(&token.render(output), "; the token file is saved", hint)
 }
 
 /// Puts a grant that is in no token file where it can be found: the journal, if that holds it, or
@@ -2351,17 +2282,14 @@ fn check_stdout() -> io::Result<()> {
 
 /// Writes to stdout.
 fn print(bytes: &[u8]) -> io::Result<()> {
-    if bytes.is_empty() { Ok(()) } else { stdout()?.write_all(bytes) }
+    let printed = stdout().and_then(|mut stdout| stdout.write_all(bytes));
+    printed
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot write to stdout: {}", describe(&e))))
 }
 
 /// The descriptor itself: std's own `Stdout` passes over one that is not open for writing.
 fn stdout() -> io::Result<File> {
     io::stdout().as_fd().try_clone_to_owned().map(File::from)
-}
-
-/// The words for a failure of stdout.
-fn cannot_print(cause: &io::Error) -> String {
-    format!("cannot write to stdout: {}", describe(cause))
 }
 
 /// An I/O error in words, in lower case and without its number.
