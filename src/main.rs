@@ -129,9 +129,8 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
     if let Some(text) = options.print {
         return print_result(text.as_bytes(), "").map(|()| ExitCode::SUCCESS);
     }
-    for FormField { name, .. } in
-        options.data.iter().filter(|field| field.is_exposed && !options.quiet)
-    {
+    for field in options.data.iter().filter(|field| field.is_exposed && !options.quiet) {
+        let name = &field.name;
         say(None, &format!("everybody on this machine can read the {name} in --data"));
         say_line(&format!("hint: --data {name}@FILE takes it from a file"));
     }
@@ -1580,65 +1579,62 @@ const TLS_FAILURES: [(&str, &str, &str); 10] = [
     ("", "it does not speak TLS as it should: {}", "check host and port of --endpoint"),
 ];
 
-// The hints if endpoint, clock or network are the likely cause.
+// The hints if endpoint, clock, proxy or network are the likely cause.
 const ENDPOINT_HINT: &str = "check --endpoint";
 const CLOCK_HINT: &str = "this machine's clock says that it is {year}: is that right?";
+const PROXY_PASSWORD_HINT: &str =
+    "put USER:PASSWORD@ before the host in HTTPS_PROXY: it wants credentials";
 const NETWORK_HINT: &str = "check network, host name and proxy, or run it again later";
 // musl's resolver takes an error about IPv6 for the whole answer.
 const NAME_HINT: &str = "check network and name; a musl build needs IPv6 answers or /etc/hosts too";
 
 /// A failure before the refresh token was sent to `host`.
 fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
-    use Exit::{Setup, Temporary};
     use ureq::{Error as E, Timeout};
+    let error_of = |exit, what, hint| Error::new(exit, format!("{what}; nothing was sent"), hint);
+    let later = |what: String, hint| Reply::Later(error_of(Exit::Temporary, what, hint), None);
+    let wrong = |what: String, hint| Reply::Failed(error_of(Exit::Setup, what, hint));
     let by_proxy = proxy.map(|proxy| format!("the proxy {}:{}", proxy.host(), proxy.port()));
     let to = by_proxy.as_ref().map_or(host.to_owned(), |proxy| format!("{host} through {proxy}"));
     // The name of the host itself is the proxy's to find.
     let name = by_proxy.as_deref().unwrap_or(host);
-    let (exit, what, hint) = match error {
-        E::Other(cause) => (Temporary, format!("cannot find {name}: {cause}"), NAME_HINT),
-        E::HostNotFound => (Temporary, format!("cannot find {name}"), NAME_HINT),
+    match error {
+        E::Other(cause) => later(format!("cannot find {name}: {cause}"), NAME_HINT),
+        E::HostNotFound => later(format!("cannot find {name}"), NAME_HINT),
         E::Timeout(Timeout::Resolve) => {
-            (Temporary, format!("no answer from the name server about {name}"), NETWORK_HINT)
+            later(format!("no answer from the name server about {name}"), NETWORK_HINT)
         }
-        E::Timeout(_) => (Temporary, format!("no connection to {to} in time"), NETWORK_HINT),
+        E::Timeout(_) => later(format!("no connection to {to} in time"), NETWORK_HINT),
         // ureq gives it as `proxy server responded 407/407`.
         E::ConnectProxyFailed(reason) => {
             let status = reason.rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(0);
-            let (exit, hint) = match status {
+            let what = format!("{to}: the proxy refused: HTTP {status}");
+            match status {
                 // tinyproxy answers a wrong password with 401.
-                401 | 407 => (
-                    Setup,
-                    "put USER:PASSWORD@ before the host in HTTPS_PROXY: it wants credentials",
-                ),
-                1..=499 | 501 => (Setup, "check HTTPS_PROXY, or name the host in NO_PROXY"),
-                _ => (Temporary, "check the proxy, or run it again later"),
-            };
-            (exit, format!("{to}: the proxy refused: HTTP {status}"), hint)
+                401 | 407 => wrong(what, PROXY_PASSWORD_HINT),
+                1..=499 | 501 => wrong(what, "check HTTPS_PROXY, or name the host in NO_PROXY"),
+                _ => later(what, "check the proxy, or run it again later"),
+            }
         }
         E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) => (Setup, format!("{to}: {what}"), hint),
-            None => {
-                (Temporary, format!("cannot connect to {to}: {}", describe(cause)), NETWORK_HINT)
-            }
+            Some((what, hint)) => wrong(format!("{to}: {what}"), &hint),
+            None => later(format!("cannot connect to {to}: {}", describe(cause)), NETWORK_HINT),
         },
-        E::Protocol(_) => (Setup, format!("{to}: the proxy speaks no HTTP"), "check the proxy"),
-        _ => (Setup, format!("cannot use {to} as an endpoint"), ENDPOINT_HINT),
-    };
-    let now = rfc_3339(millis_since_1970(SystemTime::now()) / 1000);
-    let hint = hint.replace("{year}", now.split('-').next().unwrap_or_default());
-    let error = Error::new(exit, format!("{what}; nothing was sent"), hint);
-    if exit == Temporary { Reply::Later(error, None) } else { Reply::Failed(error) }
+        E::Protocol(_) => wrong(format!("{to}: the proxy speaks no HTTP"), "check the proxy"),
+        _ => wrong(format!("cannot use {to} as an endpoint"), ENDPOINT_HINT),
+    }
 }
 
 /// What a failure of TLS means, and a hint; nothing if the network cut the handshake short.
-fn tls_failure(cause: &io::Error) -> Option<(String, &'static str)> {
+fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     // ureq passes it on as an I/O error.
     let text = cause.to_string();
     let plain = text.to_ascii_lowercase().replace(' ', "");
     let mut rows = TLS_FAILURES.into_iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
     let (_, what, hint) = rows.find(|(part, ..)| plain.contains(part))?;
-    Some((what.replace("{}", text.rsplit(": ").next().unwrap_or_default()), hint))
+    let what = what.replace("{}", text.rsplit(": ").next().unwrap_or_default());
+    let year = 1970 + millis_since_1970(SystemTime::now()) / 31_556_952_000;
+    Some((what, hint.replace("{year}", &year.to_string())))
 }
 
 /// A failure after the refresh token was sent.
@@ -1650,7 +1646,7 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
         E::Timeout(_) => Reply::Failed(lost("no answer in time")),
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
         E::Io(cause) => match tls_failure(cause) {
-            Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, hint),
+            Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, &hint),
             _ => Reply::Lost(lost(&format!("the connection broke off: {}", describe(cause))), None),
         },
         E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
@@ -1684,7 +1680,10 @@ impl TokenFile {
     fn lock(run: &mut Run) -> Result<Self, Error> {
         loop {
             let mut file = Self::open(run.path, run.options.start().is_some())?;
-            lock_within(&file.handle, run, |run| file.note_access_token(run))?;
+            if file.handle.try_lock().is_err() {
+                file.note_access_token(run);
+                lock_within(&file.handle, run)?;
+            }
             if !is_named(&file.handle, run.path) {
                 // Somebody renamed another over it: the former holder of the lock, or a login.
                 file.note_access_token(run);
@@ -1834,7 +1833,7 @@ impl Journal {
             }
             let hint = format!("look at it, and remove it if not wanted: {}", path.display());
             let handle = opened.map_err(|e| file_error("use the journal beside it", e, &hint))?;
-            lock_within(&handle, run, |_| ())?;
+            lock_within(&handle, run)?;
             let journal = Self { path: path.clone(), handle };
             if journal.is_ours() {
                 return Ok(Some(journal));
@@ -2110,8 +2109,8 @@ struct NotSaved {
     journal: Option<Journal>,
 }
 
-/// Polls a lock until it is ours, within the time; does `meanwhile` while another run holds it.
-fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Result<(), Error> {
+/// Polls a lock until it is ours, within the time.
+fn lock_within(handle: &File, run: &Run) -> Result<(), Error> {
     let mut waited = false;
     loop {
         match handle.try_lock() {
@@ -2120,16 +2119,11 @@ fn lock_within(handle: &File, run: &mut Run, meanwhile: impl Fn(&mut Run)) -> Re
                 let hint = "put the file where files can be locked: NFS needs its lock service";
                 return Err(file_error("lock", e, hint));
             }
-            Err(_) => {}
+            Err(_) if run.left().is_zero() => return Err(lock_held()),
+            Err(_) if waited => thread::sleep(LOCK_POLL.min(run.left())),
+            Err(_) => run.step("waiting for another run that holds the lock"),
         }
-        if !mem::replace(&mut waited, true) {
-            run.step("waiting for another run that holds the lock");
-        }
-        meanwhile(run);
-        if run.left().is_zero() {
-            return Err(lock_held());
-        }
-        thread::sleep(LOCK_POLL.min(run.left()));
+        waited = true;
     }
 }
 
