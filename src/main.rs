@@ -142,6 +142,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
             options: &options,
             agent: &agent,
             path,
+            is_filter: path.as_os_str() == "-",
             deadline: Instant::now() + options.timeout,
             retries_left: options.retry,
             backoff: Duration::from_secs(1),
@@ -162,17 +163,18 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 fn renew(run: &mut Run) -> Result<(), Error> {
     let options = run.options;
     let start = options.start().filter(|_| options.dry_run && !run.path.exists());
-    if let Some(start) = start.filter(|_| !run.is_filter()) {
+    if let Some(start) = start.filter(|_| !run.is_filter) {
         return Request::new(options, &start).map(|request| request.show());
     }
-    let stdin = if run.is_filter() { read_limited(io::stdin(), MAX_DOCUMENT) } else { Ok(vec![]) };
+    let stdin = if run.is_filter { read_limited(io::stdin(), MAX_DOCUMENT) } else { Ok(vec![]) };
     let stdin = stdin.map_err(|e| file_error("read stdin", e, ""))?;
     loop {
-        let locked = if run.is_filter() { None } else { Some(TokenFile::lock(run)?) };
+        let locked = if run.is_filter { None } else { Some(TokenFile::lock(run)?) };
         let file = locked.as_ref();
         let document = file.map_or(&stdin, |file| &file.bytes);
+        let modified = file.and_then(|file| file.metadata.modified().ok());
         let token = run.choose_grant(Token::parse(document, options)?);
-        if let Some(reason) = run.reason_to_skip(&token, file.and_then(TokenFile::modified)) {
+        if let Some(reason) = run.reason_to_skip(&token, modified) {
             run.status(reason);
             return run.print(&token);
         }
@@ -181,7 +183,7 @@ fn renew(run: &mut Run) -> Result<(), Error> {
             request.show();
             return Ok(());
         }
-        if run.is_filter() {
+        if run.is_filter {
             check_stdout().map_err(|e| {
                 let message = format!("{}: the new document would be lost", describe(&e));
                 usage(message, "lead stdout into a file or a pipe")
@@ -228,7 +230,7 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Option<Save>) -> Re
         return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    if run.is_filter() { Ok(()) } else { run.print(&token) }
+    if run.is_filter { Ok(()) } else { run.print(&token) }
 }
 
 // ---- Vocabulary: what the story is told in. ----
@@ -302,6 +304,8 @@ struct Run<'a> {
     options: &'a Options,
     agent: &'a Agent,
     path: &'a Path,
+    /// It is stdin and stdout that are worked on.
+    is_filter: bool,
     /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
     retries_left: u32,
@@ -316,11 +320,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Whether it is stdin and stdout that are worked on.
-    fn is_filter(&self) -> bool {
-        self.path.as_os_str() == "-"
-    }
-
     /// The time that is left, zero when it is over.
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
@@ -421,7 +420,7 @@ impl Run<'_> {
 
     /// Prints the result of a file that is saved.
     fn print(&self, token: &Token) -> Result<(), Error> {
-        let default = if self.is_filter() { Output::Json } else { Output::Token };
+        let default = if self.is_filter { Output::Json } else { Output::Token };
         let text = token.render(self.options.output.unwrap_or(default));
         print_result(&text, "the token file is saved: read the access token from it")
     }
@@ -600,12 +599,6 @@ impl Options {
         let default = || parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint");
         self.endpoint.clone().map_or_else(default, Ok)
     }
-
-    /// The proxy for an endpoint; never for plain http, whose secrets it could read.
-    fn proxy_for(&self, endpoint: &Uri) -> Option<&Proxy> {
-        let bypass = bypasses_proxy(&self.no_proxy, endpoint.host().unwrap_or_default());
-        self.proxy.as_ref().filter(|_| is_https(endpoint) && !bypass)
-    }
 }
 
 /// A failure of the command line or the environment.
@@ -755,6 +748,10 @@ fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     let host = PAGES.iter().fold(at.clone(), |at, page| at.replace(page, ".my.salesforce.com"));
     let right = format!("https://{host}/services/oauth2/token");
     let is_page = host != at || uri.path().ends_with("/services/oauth2/authorize");
+    // The name stands for loopback addresses (RFC 6761 §6.3).
+    let is_loopback = |host: &str| {
+        host.eq_ignore_ascii_case("localhost") || address(host).is_some_and(|ip| ip.is_loopback())
+    };
     let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
     first_problem(&[
         (at.contains('@'), "user information in the URL", "--basic sends it"),
@@ -786,13 +783,8 @@ fn has_valid_authority(uri: &Uri) -> bool {
     let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let is_host = !host.is_empty() && host.bytes().all(is_name) || address(host).is_some();
     let port = uri.port_u16().map_or_else(String::new, |port| format!(":{port}"));
-    let server = authority.as_str().rsplit('@').next();
-    is_host && port != ":0" && server.is_some_and(|server| server == format!("{host}{port}"))
-}
-
-/// Whether a host is a loopback address, or the name that stands for one (RFC 6761 §6.3).
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || address(host).is_some_and(|ip| ip.is_loopback())
+    let server = authority.as_str().rsplit('@').next().unwrap_or_default();
+    is_host && port != ":0" && server == format!("{host}{port}")
 }
 
 /// The address that a host is written as, brackets or not.
@@ -821,14 +813,11 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
 /// Whether `NO_PROXY` has the host, as curl reads it: names and what is below them, addresses, `*`.
 fn bypasses_proxy(no_proxy: &str, host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let ip = address(&host);
-    let names_host = |entry: &str| match ip {
-        Some(ip) => address(entry) == Some(ip),
-        None => {
-            let name = entry.trim_matches('.').to_ascii_lowercase();
-            let parent = host.strip_suffix(name.as_str()).filter(|_| !name.is_empty());
-            parent.is_some_and(|parent| parent.is_empty() || parent.ends_with('.'))
-        }
+    let names_host = |entry: &str| {
+        let name = entry.trim_matches('.').to_ascii_lowercase();
+        let parent = host.strip_suffix(name.as_str()).filter(|_| !name.is_empty());
+        let is_name = parent.is_some_and(|parent| parent.is_empty() || parent.ends_with('.'));
+        address(&host).map_or(is_name, |ip| address(entry) == Some(ip))
     };
     no_proxy.trim() == "*" || no_proxy.split([',', ' ', '\t']).any(names_host)
 }
@@ -941,7 +930,8 @@ impl Token {
     /// be used (RFC 6749 §6). Gives whether the refresh token changed.
     fn merge(&mut self, reply: Members, now: SystemTime) -> bool {
         let before = self.refresh_token().to_owned();
-        let issued = millis_since_1970(now);
+        let since_1970 = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let issued = u64::try_from(since_1970.as_millis()).unwrap_or_default();
         let lifetime = reply.get("expires_in").and_then(whole_number);
         let expiry = lifetime.map(|seconds| issued.saturating_add(seconds.saturating_mul(1000)));
         // What the reply does not replace would tell of the token before.
@@ -1015,12 +1005,6 @@ fn rfc_3339(seconds: u64) -> String {
 /// A whole number, written as such or as a string.
 fn whole_number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
-}
-
-/// Milliseconds since 1970, zero before.
-fn millis_since_1970(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
 /// Why a string is no token: tokens are one or more VSCHAR, %x20-7E (RFC 6749 appendix A).
@@ -1250,8 +1234,8 @@ fn decode(text: &str) -> String {
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    let turns = matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{61C}' | '\u{FEFF}' | '\u{AD}');
-    !c.is_control() && !turns && !matches!(c, '\u{2066}'..='\u{2069}')
+    let turns = matches!(c, '\u{AD}' | '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}');
+    !c.is_control() && !turns
 }
 
 // ---- Network: from a request to its reply. Touches no file but through the save at hand. ----
@@ -1354,7 +1338,10 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     let mut exchange =
         Exchange { run, request, save, unsent, sent: false, unprepared: None, received };
     let (left, timeout) = (run.left(), run.options.timeout);
-    let proxy = run.options.proxy_for(&request.endpoint);
+    let host = request.endpoint.host().unwrap_or_default();
+    // Never for plain http, whose secrets it could read.
+    let takes_proxy = is_https(&request.endpoint) && !bypasses_proxy(&run.options.no_proxy, host);
+    let proxy = run.options.proxy.as_ref().filter(|_| takes_proxy);
     let mut post = run
         .agent
         .post(&request.endpoint)
@@ -1380,7 +1367,7 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         (_, Some(reply)) => reply,
         (Ok(response), _) => exchange.receive(response),
         (Err(error), _) if exchange.sent => lost_after_sending(&error),
-        (Err(error), _) => never_sent(&error, request.endpoint.host().unwrap_or_default(), proxy),
+        (Err(error), _) => never_sent(&error, host, proxy),
     }
 }
 
@@ -1633,7 +1620,8 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     let mut rows = TLS_FAILURES.into_iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
     let (_, what, hint) = rows.find(|(part, ..)| plain.contains(part))?;
     let what = what.replace("{}", text.rsplit(": ").next().unwrap_or_default());
-    let year = 1970 + millis_since_1970(SystemTime::now()) / 31_556_952_000;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let year = 1970 + since_1970.as_secs() / 31_556_952;
     Some((what, hint.replace("{year}", &year.to_string())))
 }
 
@@ -1717,7 +1705,14 @@ impl TokenFile {
         let found = fs::metadata(path);
         let made = may_make && found.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound);
         if !made {
-            check_regular(&found.map_err(cannot_open)?)?;
+            let found = found.map_err(cannot_open)?;
+            let gone = "its name is gone on the host: mount the folder, not the file";
+            first_problem(&[
+                (found.is_dir(), "is a folder", "name the token file itself"),
+                (!found.is_file(), "is not a regular file", "name the token file itself"),
+                (found.nlink() == 0, "is mounted and was removed or replaced", gone),
+            ])
+            .map_err(|(what, hint)| Error::new(Exit::File, what, hint))?;
         }
         let mut how = OpenOptions::new();
         how.read(true).write(true).create(made).truncate(false).mode(0o600);
@@ -1731,11 +1726,6 @@ impl TokenFile {
     fn note_access_token(&self, run: &mut Run) {
         let token = self.read().ok().and_then(|bytes| Token::parse(&bytes, run.options).ok());
         token.iter().for_each(|token| run.note(token));
-    }
-
-    /// When the file was last written, which is the age of a token that does not tell its own.
-    fn modified(&self) -> Option<SystemTime> {
-        self.metadata.modified().ok()
     }
 
     /// What the file holds, less the blanks and NULs at its end, at most [`MAX_DOCUMENT`].
@@ -1869,7 +1859,7 @@ impl Journal {
         }
         let granted_at = self.handle.metadata()?.modified()?;
         // One that this run has made is no login.
-        let is_older = !file.made && file.modified().is_some_and(|time| time >= granted_at);
+        let is_older = !file.made && file.metadata.modified().is_ok_and(|time| time >= granted_at);
         // One that was edited with the refresh token of before is no new login.
         let before = replaced.and_then(refresh_token_in);
         let is_as_before = replaced.map_or(!is_older, |replaced| {
@@ -2146,21 +2136,6 @@ fn is_named(handle: &File, path: &Path) -> bool {
         (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
     };
     own.is_ok_and(|own| named.is_ok_and(|named| is_same(own, named)))
-}
-
-/// Refuses what is no regular file with a name.
-fn check_regular(metadata: &fs::Metadata) -> Result<(), Error> {
-    let by_its_name = "name the token file itself";
-    first_problem(&[
-        (metadata.is_dir(), "is a folder", by_its_name),
-        (!metadata.is_file(), "is not a regular file", by_its_name),
-        (
-            metadata.nlink() == 0,
-            "is mounted and was removed or replaced",
-            "its name is gone on the host: mount the folder, not the file",
-        ),
-    ])
-    .map_err(|(what, hint)| Error::new(Exit::File, what, hint))
 }
 
 /// Writes a text at a place, in one piece with blanks behind it up to `end`: it is still JSON then.
