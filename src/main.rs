@@ -420,8 +420,8 @@ impl Run<'_> {
 
     /// Prints the result of a file that is saved.
     fn print(&self, token: &Token) -> Result<(), Error> {
-        let default = if self.is_filter { Output::Json } else { Output::Token };
-        let text = token.render(self.options.output.unwrap_or(default));
+        let (_, render) = self.options.output.unwrap_or(FORMATS[0]);
+        let text = if self.is_filter { token.to_json() } else { render(token) };
         print_result(&text, "the token file is saved: read the access token from it")
     }
 }
@@ -459,7 +459,7 @@ struct Options {
     timeout: Duration,
     retry: u32,
     if_older_than: Option<Duration>,
-    output: Option<Output>,
+    output: Option<Format>,
     dry_run: bool,
     quiet: bool,
     verbose: bool,
@@ -472,16 +472,6 @@ struct FormField {
     value: Secret,
     /// It is a secret, and everybody on the machine can read it in the process list.
     is_exposed: bool,
-}
-
-/// What stdout gets.
-#[derive(Clone, Copy, PartialEq)]
-enum Output {
-    Token,
-    Header,
-    Env,
-    Json,
-    Nothing,
 }
 
 /// Parses the command line, and reads the files that it names. Errors: usage.
@@ -520,7 +510,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Options, Error> {
                 options.if_older_than = Some(parsed(from, "--if-older-than", parse_age)?);
             }
             Short('o') | Long("output") => {
-                options.output = Some(parsed(from, "--output", parse_output)?);
+                options.output = Some(parsed(from, "--output", parse_format)?);
             }
             Short('n') | Long("dry-run") => options.dry_run = true,
             Short('q') | Long("quiet") => options.quiet = true,
@@ -562,7 +552,7 @@ impl Options {
     /// Sees that nothing is missing, and that `-` stands alone.
     fn check(&self) -> Result<(), Error> {
         let filter = self.files.iter().any(|file| file.as_os_str() == "-");
-        let is_partial = self.output.is_some_and(|output| output != Output::Json);
+        let is_partial = self.output.is_some_and(|(name, _)| name != "json");
         let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
         let only_copy = "the renewed document is the only copy of the grant: leave --output out";
         let client_id = "--client-id or SF_CLIENT_ID: Setup shows the app's consumer key";
@@ -727,12 +717,9 @@ fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
     checked(UNITS.into_iter().find_map(in_unit), text, option, "an age such as 90s, 45m, 2h or 7d")
 }
 
-/// The name of an output format.
-fn parse_output(text: &str, option: &str) -> Result<Output, Error> {
-    use Output::{Env, Header, Json, Nothing, Token};
-    let all =
-        [("token", Token), ("header", Header), ("env", Env), ("json", Json), ("none", Nothing)];
-    let named = all.into_iter().find(|(name, _)| *name == text).map(|(_, output)| output);
+/// A format of [`FORMATS`] by its name.
+fn parse_format(text: &str, option: &str) -> Result<Format, Error> {
+    let named = FORMATS.into_iter().find(|(name, _)| *name == text);
     checked(named, text, option, "token, header, env, json or none")
 }
 
@@ -855,6 +842,21 @@ fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
 
 // ---- Token document: the JSON of a token file. Pure: no I/O, and the clock is an argument. ----
 
+/// A format of the result: its name, and what stdout gets.
+type Format = (&'static str, fn(&Token) -> Vec<u8>);
+/// What `--output` takes; the first is the default. A shell can read `env`.
+const FORMATS: [Format; 5] = [
+    ("token", |token| format!("{}\n", token.access_token().unwrap_or_default()).into_bytes()),
+    ("header", |token| [b"Authorization: Bearer ", &FORMATS[0].1(token)[..]].concat()),
+    ("env", |token| {
+        let quoted = |word: Option<&str>| word.unwrap_or_default().replace('\'', r"'\''");
+        let (token, url) = (quoted(token.access_token()), quoted(token.string("instance_url")));
+        format!("SF_ACCESS_TOKEN='{token}'\nSF_ORG_INSTANCE_URL='{url}'\n").into_bytes()
+    }),
+    ("json", Token::to_json),
+    ("none", |_| Vec::new()),
+];
+
 /// A JSON object with the tokens of a grant.
 struct Token {
     members: Members,
@@ -881,7 +883,9 @@ impl Token {
         let wrong = match members.get(REFRESH_TOKEN) {
             _ if !options.sends_refresh_token() => None,
             None => return bad("has no refresh_token", Self::what_to_do(&members)),
-            Some(Value::String(token)) => check_token(token).err(),
+            Some(value) if is_token(value) => None,
+            Some(Value::String(token)) if token.is_empty() => Some("an empty string"),
+            Some(Value::String(_)) => Some("not made of printable ASCII characters"),
             Some(other) => Some(kind_of(other)),
         };
         let hint = "restore the file, or log in again";
@@ -912,7 +916,7 @@ impl Token {
 
     /// The access token, if there is a usable one (RFC 6749 appendix A.12).
     fn access_token(&self) -> Option<&str> {
-        self.string("access_token").filter(|token| check_token(token).is_ok())
+        self.members.get("access_token").filter(|value| is_token(value))?.as_str()
     }
 
     /// The refresh token, empty if there is none.
@@ -956,23 +960,6 @@ impl Token {
         json.push(b'\n');
         json
     }
-
-    /// What stdout gets: the token alone, a header, shell assignments or the document.
-    fn render(&self, output: Output) -> Vec<u8> {
-        let access_token = self.access_token().unwrap_or_default();
-        let url = self.string("instance_url").unwrap_or_default();
-        let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
-        let (token, url) = (quoted(access_token), quoted(url));
-        match output {
-            Output::Token => format!("{access_token}\n").into_bytes(),
-            Output::Header => format!("Authorization: Bearer {access_token}\n").into_bytes(),
-            Output::Env => {
-                format!("SF_ACCESS_TOKEN={token}\nSF_ORG_INSTANCE_URL={url}\n").into_bytes()
-            }
-            Output::Json => self.to_json(),
-            Output::Nothing => Vec::new(),
-        }
-    }
 }
 
 /// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
@@ -1007,23 +994,15 @@ fn whole_number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// Why a string is no token: tokens are one or more VSCHAR, %x20-7E (RFC 6749 appendix A).
-fn check_token(token: &str) -> Result<(), &'static str> {
-    match token {
-        "" => Err("an empty string"),
-        token if token.bytes().all(|b| (0x20..=0x7E).contains(&b)) => Ok(()),
-        _ => Err("not made of printable ASCII characters"),
-    }
+/// Whether a JSON value is a usable token: a string of VSCHAR, %x20-7E (RFC 6749 appendix A).
+fn is_token(value: &Value) -> bool {
+    let is_printable = |token: &str| token.bytes().all(|b| (0x20..=0x7E).contains(&b));
+    value.as_str().is_some_and(|token| !token.is_empty() && is_printable(token))
 }
 
 /// The refresh token in the JSON of a document or a reply.
 fn refresh_token_in(text: &[u8]) -> Option<String> {
     Some(reply_json(text)?.get(REFRESH_TOKEN)?.as_str()?.to_owned())
-}
-
-/// Whether a JSON value is a usable token.
-fn is_token(value: &Value) -> bool {
-    value.as_str().is_some_and(|token| check_token(token).is_ok())
 }
 
 /// The first JSON value of a reply. A grant must not be lost to the name of its user: what is not
@@ -1522,9 +1501,19 @@ impl Resolver for NameResolver {
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let (host, https) = (uri.host().unwrap_or_default(), is_https(uri));
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let failed = |cause: io::Error| ureq::Error::Other(describe(&cause).into());
         let mut found = match address(host) {
             Some(ip) => vec![SocketAddr::new(ip, port)],
-            None => look_up(host, port, *timeout.after)?,
+            None => {
+                // By a thread, for the system's resolver knows no time-out.
+                let (sender, receiver) = mpsc::channel();
+                let name = host.to_owned();
+                let ask = move || sender.send((name.as_str(), port).to_socket_addrs());
+                thread::Builder::new().spawn(ask).map_err(failed)?;
+                let answer = receiver.recv_timeout(*timeout.after);
+                let found = answer.map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?;
+                found.map_err(failed)?.collect()
+            }
         };
         // Plain http without a proxy is meant for this machine, whatever `localhost` stands for.
         let anywhere = https || config.proxy().is_some();
@@ -1537,18 +1526,6 @@ impl Resolver for NameResolver {
         turns.flatten().take(16).for_each(|socket| addresses.push(*socket));
         if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
     }
-}
-
-/// The addresses of a name, by a thread, for the resolver knows no time-out. Errors: in its words.
-fn look_up(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ureq::Error> {
-    let failed = |cause: io::Error| ureq::Error::Other(describe(&cause).into());
-    let (sender, receiver) = mpsc::channel();
-    let name = host.to_owned();
-    let ask = move || sender.send((name.as_str(), port).to_socket_addrs());
-    thread::Builder::new().spawn(ask).map_err(failed)?;
-    let answer = receiver.recv_timeout(limit);
-    let found = answer.map_err(|_| ureq::Error::Timeout(ureq::Timeout::Resolve))?;
-    found.map(Iterator::collect).map_err(failed)
 }
 
 /// What rustls says, in part, in lower case without blanks; what it means (`{}`: its end); a hint.
@@ -1750,21 +1727,14 @@ impl TokenFile {
     }
 
     /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
-    fn grow(&self, length: u64) -> io::Result<()> {
+    fn grow(&self, length: usize) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
-        if now >= length {
+        let missing = length.saturating_sub(usize::try_from(now).unwrap_or(length));
+        if missing == 0 {
             return Ok(());
         }
-        write_padded(&self.handle, b"", now, length)?;
+        self.handle.write_all_at(&vec![b' '; missing], now)?;
         self.handle.sync_all()
-    }
-}
-
-impl Drop for TokenFile {
-    fn drop(&mut self) {
-        if self.made && self.bytes.is_empty() && self.is_unchanged_at(&self.path) {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -1854,7 +1824,7 @@ impl Journal {
             return Ok(LeftOver::Nothing);
         };
         let grant = Token { members };
-        if check_token(grant.refresh_token()).is_err() {
+        if !grant.members.get(REFRESH_TOKEN).is_some_and(is_token) {
             return Ok(LeftOver::Nothing);
         }
         let granted_at = self.handle.metadata()?.modified()?;
@@ -1925,7 +1895,7 @@ impl Journal {
 
     /// Replaces all that it holds, and waits for the disk. It is then newer than the token file.
     fn write(&self, text: &[u8], save: &Save) -> io::Result<()> {
-        write_padded(&self.handle, text, 0, self.handle.metadata()?.len())?;
+        self.handle.write_all_at(text, 0)?;
         self.handle.set_len(text.len() as u64)?;
         save.granted_at.map_or(Ok(()), |time| self.handle.set_modified(time))?;
         let of_file = save.file.metadata.modified()?;
@@ -1997,7 +1967,7 @@ impl<'a> Save<'a> {
         }
         if self.journal.is_none() {
             // These blanks stay, so that a run that ends here has nothing to undo.
-            file.grow(room as u64).or_else(|e| failed("reserve room", e))?;
+            file.grow(room).or_else(|e| failed("reserve room", e))?;
         }
         // Once more, just before the refresh token is sent: another program needs no lock.
         if file.is_unchanged_at(&file.path) {
@@ -2078,8 +2048,10 @@ impl<'a> Save<'a> {
         if !file.is_unchanged_at(&file.path) {
             return Ok(false);
         }
-        file.grow(document.len() as u64)?;
-        write_padded(&file.handle, document, 0, file.bytes.len() as u64)?;
+        file.grow(document.len())?;
+        // In one piece with blanks over the rest of a longer one: it is JSON at each moment.
+        let blanks = vec![b' '; file.bytes.len().saturating_sub(document.len())];
+        file.handle.write_all_at(&[document, &blanks].concat(), 0)?;
         file.handle.sync_all()?;
         self.granted_at.map_or(Ok(()), |time| file.handle.set_modified(time))?;
         Ok(is_named(&file.handle, &file.path))
@@ -2089,6 +2061,10 @@ impl<'a> Save<'a> {
 impl Drop for Save<'_> {
     fn drop(&mut self) {
         self.journal.iter().for_each(Journal::remove);
+        let file = self.file;
+        if file.made && file.bytes.is_empty() && file.is_unchanged_at(&file.path) {
+            let _ = fs::remove_file(&file.path);
+        }
     }
 }
 
@@ -2136,14 +2112,6 @@ fn is_named(handle: &File, path: &Path) -> bool {
         (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
     };
     own.is_ok_and(|own| named.is_ok_and(|named| is_same(own, named)))
-}
-
-/// Writes a text at a place, in one piece with blanks behind it up to `end`: it is still JSON then.
-fn write_padded(file: &File, text: &[u8], place: u64, end: u64) -> io::Result<()> {
-    let length = usize::try_from(end - place).unwrap_or_default();
-    let mut bytes = text.to_vec();
-    bytes.resize(text.len().max(length), b' ');
-    file.write_all_at(&bytes, place)
 }
 
 /// The folder of a path.
