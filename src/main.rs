@@ -213,13 +213,13 @@ fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Option<Save>) -> Re
     let rotated = token.merge(members, SystemTime::now());
     let document = token.to_json();
     let saved = match &mut save {
-        Some(save) => save.commit(&document),
-        None => print(&document)
+        Some(save) => save.commit(document.as_bytes()),
+        None => print(document.as_bytes())
             .map(|()| "printed")
             .map_err(|cause| NotSaved { cause: Some(cause), journal: None }),
     };
     let path = save.as_ref().map_or(run.path, |save| &save.file.path);
-    let how = saved.map_err(|failure| deliver(&document, &failure, path))?;
+    let how = saved.map_err(|failure| deliver(document.as_bytes(), &failure, path))?;
     // A stop that comes from here on need not wait for whoever reads stdout.
     os::release_stops();
     let fate = if rotated { "rotated" } else { "stays" };
@@ -343,8 +343,8 @@ impl Run<'_> {
     /// Whether the file or an sfdx auth URL has another refresh token now than the one refused.
     fn has_other(&mut self, file: Option<&TokenFile>, refused: &Token) -> bool {
         let is_other = |token: &str| token != refused.refresh_token();
-        let current =
-            file.filter(|_| !self.uses_seed).and_then(|it| it.token_by_name(self.options));
+        let path = file.filter(|_| !self.uses_seed && self.path.is_file()).map(|file| &file.path);
+        let current = path.and_then(|path| Token::parse(&fs::read(path).ok()?, self.options).ok());
         if current.is_some_and(|now| is_other(now.refresh_token())) {
             self.first_access_token = None;
             return !self.left().is_zero();
@@ -422,7 +422,7 @@ impl Run<'_> {
     fn print(&self, token: &Token) -> Result<(), Error> {
         let (_, render) = self.options.output.unwrap_or(FORMATS[0]);
         let text = if self.is_filter { token.to_json() } else { render(token) };
-        print_result(&text, "the token file is saved: read the access token from it")
+        print_result(text.as_bytes(), "the token file is saved: read the access token from it")
     }
 }
 
@@ -843,18 +843,18 @@ fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
 // ---- Token document: the JSON of a token file. Pure: no I/O, and the clock is an argument. ----
 
 /// A format of the result: its name, and what stdout gets.
-type Format = (&'static str, fn(&Token) -> Vec<u8>);
+type Format = (&'static str, fn(&Token) -> String);
 /// What `--output` takes; the first is the default. A shell can read `env`.
 const FORMATS: [Format; 5] = [
-    ("token", |token| format!("{}\n", token.access_token().unwrap_or_default()).into_bytes()),
-    ("header", |token| [b"Authorization: Bearer ", &FORMATS[0].1(token)[..]].concat()),
-    ("env", |token| {
+    ("token", |it| format!("{}\n", it.access_token().unwrap_or_default())),
+    ("header", |it| format!("Authorization: Bearer {}\n", it.access_token().unwrap_or_default())),
+    ("env", |it| {
         let quoted = |word: Option<&str>| word.unwrap_or_default().replace('\'', r"'\''");
-        let (token, url) = (quoted(token.access_token()), quoted(token.string("instance_url")));
-        format!("SF_ACCESS_TOKEN='{token}'\nSF_ORG_INSTANCE_URL='{url}'\n").into_bytes()
+        let (token, url) = (quoted(it.access_token()), quoted(it.string("instance_url")));
+        format!("SF_ACCESS_TOKEN='{token}'\nSF_ORG_INSTANCE_URL='{url}'\n")
     }),
     ("json", Token::to_json),
-    ("none", |_| Vec::new()),
+    ("none", |_| String::new()),
 ];
 
 /// A JSON object with the tokens of a grant.
@@ -896,17 +896,19 @@ impl Token {
     /// What to do about a document without a refresh token, by what it looks like.
     fn what_to_do(members: &Members) -> &'static str {
         let has = |names: &[&str]| names.iter().any(|name| members.contains_key(*name));
-        if members.values().any(|value| value.get(REFRESH_TOKEN).is_some()) {
-            "it is nested in another member: move the tokens to the top level of the file"
-        } else if has(&["sfdxAuthUrl", "result", "orgId", "username"]) {
-            "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"
-        } else if has(&["refreshToken", "accessToken"]) {
-            "its names are in camelCase: OAuth2 has access_token and refresh_token"
-        } else if has(&["error"]) {
-            "this is a refusal of the server, not a token: log in again"
-        } else {
-            "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type"
-        }
+        let is_nested = members.values().any(|value| value.get(REFRESH_TOKEN).is_some());
+        #[rustfmt::skip]
+        let rows = [
+            (is_nested, "it is nested in another member: move the tokens to the top level of the file"),
+            (has(&["sfdxAuthUrl", "result", "orgId", "username"]), "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"),
+            (has(&["refreshToken", "accessToken"]), "its names are in camelCase: OAuth2 has access_token and refresh_token"),
+            (has(&["error"]), "this is a refusal of the server, not a token: log in again"),
+        ];
+        let row = rows.into_iter().find(|(fits, _)| *fits);
+        row.map_or(
+            "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type",
+            |(_, hint)| hint,
+        )
     }
 
     /// A member that is a string.
@@ -954,11 +956,9 @@ impl Token {
     }
 
     /// The document as it is saved: pretty-printed UTF-8 without BOM, one newline at the end.
-    fn to_json(&self) -> Vec<u8> {
+    fn to_json(&self) -> String {
         // Only a map with keys that are no strings could fail to be written.
-        let mut json = serde_json::to_vec_pretty(&self.members).unwrap_or_default();
-        json.push(b'\n');
-        json
+        serde_json::to_string_pretty(&self.members).unwrap_or_default() + "\n"
     }
 }
 
@@ -1058,8 +1058,15 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     let text = String::from_utf8_lossy(body);
     let success = matches!(status, 200..=299);
+    let sent = request.refresh_token.as_ref().map(Secret::expose);
+    // A new refresh token alone is granted too: it may be the only one that works.
+    let is_grant = |members: &Members| {
+        let has = |name| members.get(name).is_some_and(is_token);
+        let is_new = members.get(REFRESH_TOKEN).and_then(Value::as_str) != sent;
+        has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
+    };
     let json = match reply_json(body) {
-        Some(Value::Object(members)) if success && is_grant(&members, request) => {
+        Some(Value::Object(members)) if success && is_grant(&members) => {
             return Reply::Granted((status, members));
         }
         json => json,
@@ -1089,14 +1096,6 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
 fn seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
-}
-
-/// Whether there is a usable access token, or a new refresh token: maybe the only one that works.
-fn is_grant(members: &Members, request: &Request) -> bool {
-    let has = |name| members.get(name).is_some_and(is_token);
-    let sent = request.refresh_token.as_ref().map(Secret::expose);
-    let is_new = members.get(REFRESH_TOKEN).and_then(Value::as_str) != sent;
-    has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
 }
 
 /// A redirect, which would take the refresh token to another place: only its host is told.
@@ -1668,7 +1667,7 @@ impl TokenFile {
                 // In memory alone.
                 Some(journal) => {
                     if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
-                        file.bytes = token.to_json();
+                        file.bytes = token.to_json().into_bytes();
                     }
                     return Ok(file);
                 }
@@ -1718,12 +1717,6 @@ impl TokenFile {
     /// Whether this name stands for the file as it was read.
     fn is_unchanged_at(&self, path: &Path) -> bool {
         is_named(&self.handle, path) && self.read().is_ok_and(|now| now == self.bytes)
-    }
-
-    /// The token that stands under the file's name by now.
-    fn token_by_name(&self, options: &Options) -> Option<Token> {
-        fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
-        Token::parse(&fs::read(&self.path).ok()?, options).ok()
     }
 
     /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
@@ -1836,7 +1829,7 @@ impl Journal {
             file.bytes == replaced || before.is_some() && refresh_token_in(&file.bytes) == before
         });
         // One was being written over the other, with blanks behind their ends.
-        let (new, old) = (grant.to_json(), replaced.unwrap_or_default());
+        let (new, old) = (grant.to_json().into_bytes(), replaced.unwrap_or_default());
         let at = |text: &[u8], i| text.get(i).copied().unwrap_or(b' ');
         let is_half_written = !file.bytes.is_empty()
             && file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(old, i));
@@ -1861,13 +1854,13 @@ impl Journal {
         match self.read(file, run.options).map_err(failed)? {
             LeftOver::Nothing => {}
             LeftOver::Superseded(grant) => {
-                let kept = write_rescue_file(&file.path, &grant.to_json());
+                let kept = write_rescue_file(&file.path, grant.to_json().as_bytes());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
                 let what = "it is newer than its journal, whose grant is now in";
                 say(Some(run.path), &format!("{what} {}", kept.display()));
             }
             LeftOver::Unsaved(token, granted_at) => {
-                let document = token.to_json();
+                let document = token.to_json().into_bytes();
                 let mut save = Save::new(file, 0);
                 save.granted_at = Some(granted_at);
                 save.journal = Some(self.replaced(&document, &save).map_err(failed)?);
