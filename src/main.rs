@@ -101,6 +101,10 @@ const REFRESH_TOKEN: &str = "refresh_token";
 /// The members of documents and replies that hold tokens.
 const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 
+/// The token endpoints of Salesforce.
+const PRODUCTION: &str = "https://login.salesforce.com/services/oauth2/token";
+const SANDBOX: &str = "https://test.salesforce.com/services/oauth2/token";
+
 /// The largest token file, secret file and reply, in bytes.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
 /// Room that a reply may need beyond the old document, in bytes.
@@ -144,8 +148,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
             path,
             is_filter: path.as_os_str() == "-",
             deadline: Instant::now() + options.timeout,
-            retries_left: options.retry,
-            backoff: Duration::from_secs(1),
+            retries: 0,
             first_access_token: None,
             answer_lost: false,
             uses_seed: false,
@@ -164,7 +167,8 @@ fn renew(run: &mut Run) -> Result<(), Error> {
     let options = run.options;
     let start = options.start().filter(|_| options.dry_run && !run.path.exists());
     if let Some(start) = start.filter(|_| !run.is_filter) {
-        return Request::new(options, &start).map(|request| request.show());
+        Request::new(options, &start).show();
+        return Ok(());
     }
     let stdin = if run.is_filter { read_limited(io::stdin(), MAX_DOCUMENT) } else { Ok(vec![]) };
     let stdin = stdin.map_err(|e| file_error("read stdin", e, ""))?;
@@ -178,23 +182,19 @@ fn renew(run: &mut Run) -> Result<(), Error> {
             run.status(reason);
             return run.print(&token);
         }
-        let request = Request::new(options, &token)?;
+        let request = Request::new(options, &token);
         if options.dry_run {
             request.show();
             return Ok(());
         }
         if run.is_filter {
-            check_stdout().map_err(|e| {
-                let message = format!("{}: the new document would be lost", describe(&e));
-                usage(message, "lead stdout into a file or a pipe")
-            })?;
+            let what = |e| format!("{}: the new document would be lost", describe(&e));
+            check_stdout().map_err(|e| usage(what(e), "lead stdout into a file or a pipe"))?;
         }
         let mut save = file.map(|file| Save::new(file, token.to_json().len()));
         match post(run, &request, save.as_mut()) {
             Reply::Granted(grant) => return keep(run, token, grant, save),
-            Reply::Failed(error)
-                if error.message.contains("invalid_grant") && run.has_other(file, &token) =>
-            {
+            Reply::Failed(error) if run.has_other(file, &token, &error) => {
                 obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
@@ -270,7 +270,7 @@ impl Error {
         if !self.hint.is_empty() {
             say_line(&format!("hint: {}", self.hint));
         }
-        let signal = if self.exit == Exit::Stopped { os::noted_stop() } else { 0 };
+        let signal = if self.exit == Exit::Stopped { os::release_stops() } else { 0 };
         ExitCode::from(self.exit as u8 + u8::try_from(signal).unwrap_or_default())
     }
 }
@@ -308,9 +308,8 @@ struct Run<'a> {
     is_filter: bool,
     /// The end of the time for lock, name and connection. The answer has as long again.
     deadline: Instant,
-    retries_left: u32,
-    /// The wait before the next try, if the server does not ask for one; doubled each time.
-    backoff: Duration,
+    /// The tries after the first request.
+    retries: u32,
     /// The access token of the first look at it: once it is another, somebody has renewed it.
     first_access_token: Option<String>,
     /// A request may have been processed, and its answer did not arrive.
@@ -340,9 +339,10 @@ impl Run<'_> {
         token
     }
 
-    /// Whether the file or an sfdx auth URL has another refresh token now than the one refused.
-    fn has_other(&mut self, file: Option<&TokenFile>, refused: &Token) -> bool {
-        let is_other = |token: &str| token != refused.refresh_token();
+    /// Whether the grant was refused, and file or sfdx auth URL have another one by now.
+    fn has_other(&mut self, file: Option<&TokenFile>, refused: &Token, why: &Error) -> bool {
+        let is_refused = why.message.contains("invalid_grant");
+        let is_other = |token: &str| is_refused && token != refused.refresh_token();
         let path = file.filter(|_| !self.uses_seed && self.path.is_file()).map(|file| &file.path);
         let current = path.and_then(|path| Token::parse(&fs::read(path).ok()?, self.options).ok());
         if current.is_some_and(|now| is_other(now.refresh_token())) {
@@ -357,10 +357,7 @@ impl Run<'_> {
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let (error, wait) = match reply {
             Reply::Granted(..) => return Ok(()),
-            Reply::Failed(error) => {
-                os::release_stops();
-                return Err(self.conclude(error));
-            }
+            Reply::Failed(error) => return Err(self.conclude(error)),
             Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
             // At once, for many servers take the token before for some seconds more.
             Reply::Lost(error, wait) => {
@@ -370,16 +367,15 @@ impl Run<'_> {
             Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
             Reply::Changed(_) => return obey_stop(),
         };
-        let pause = wait.unwrap_or(self.backoff);
+        // Each wait is twice as long as the one before; the try that came at once had none.
+        let waits = self.retries.saturating_sub(self.answer_lost.into());
+        let pause = wait.unwrap_or(Duration::from_secs(2_u64.saturating_pow(waits)));
         // What can be had at once after a lost answer has been tried: stops are obeyed again.
         let is_stopped = !pause.is_zero() && os::release_stops() != 0;
-        if is_stopped || self.retries_left == 0 || pause >= self.left() {
+        if is_stopped || self.retries >= self.options.retry || pause >= self.left() {
             return Err(self.conclude(error));
         }
-        self.retries_left -= 1;
-        if wait.is_none() {
-            self.backoff = self.backoff.saturating_mul(2);
-        }
+        self.retries += 1;
         thread::sleep(pause);
         self.step(&format!("{}, trying again", error.message));
         Ok(())
@@ -387,6 +383,7 @@ impl Run<'_> {
 
     /// The error that ends the work on a file, true for all of its requests.
     fn conclude(&self, mut error: Error) -> Error {
+        os::release_stops();
         if self.answer_lost && !error.message.contains(MAY_BE_USED) {
             let message = error.message.trim_end_matches("; nothing was sent");
             error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
@@ -581,13 +578,12 @@ impl Options {
     }
 
     /// Where the token goes: option, environment, sfdx URL, sandbox, production.
-    fn endpoint_for(&self, token: &Token) -> Result<Uri, Error> {
+    fn endpoint_for(&self, token: &Token) -> Uri {
         // The file may choose between these two and name no host of its own.
         let id = format!("{}/", token.string("id").unwrap_or_default());
         let is_sandbox = id.starts_with("https://test.salesforce.com/");
-        let host = if is_sandbox { "test" } else { "login" };
-        let default = || parse_endpoint(&format!("https://{host}.salesforce.com"), "--endpoint");
-        self.endpoint.clone().map_or_else(default, Ok)
+        let default = if is_sandbox { SANDBOX } else { PRODUCTION };
+        self.endpoint.clone().unwrap_or_else(|| Uri::from_static(default))
     }
 }
 
@@ -660,9 +656,7 @@ fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Err
 fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
     let message = match error {
-        UnexpectedOption(it) => {
-            return usage(format!("unknown option '{it}'"), &nearest_option(it));
-        }
+        UnexpectedOption(it) => return unknown_option(it),
         MissingValue { option: Some(it) } => format!("missing argument for option '{it}'"),
         UnexpectedValue { option, .. } => format!("option '{option}' takes no argument"),
         _ => "an argument is not UTF-8".to_owned(),
@@ -670,14 +664,17 @@ fn bad_argument(error: &lexopt::Error) -> Error {
     usage(message, "")
 }
 
-/// The hint at a misspelt option: the one of the help with most, and over half, of its letter pairs.
-fn nearest_option(misspelt: &str) -> String {
+/// An unknown option. The hint is the one of the help with most, and over half, of its letter pairs.
+fn unknown_option(misspelt: &str) -> Error {
     let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
     let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
-    HELP.split(|c: char| c.is_whitespace() || ",;".contains(c))
+    let nearest = HELP
+        .split(|c: char| c.is_whitespace() || ",;".contains(c))
         .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
         .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
-        .map_or_else(|| "sf-refresh --help lists them".into(), |it| format!("did you mean '{it}'?"))
+        .map(|option| format!("did you mean '{option}'?"));
+    let hint = nearest.as_deref().unwrap_or("sf-refresh --help lists them");
+    usage(format!("unknown option '{misspelt}'"), hint)
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
@@ -735,16 +732,16 @@ fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     let host = PAGES.iter().fold(at.clone(), |at, page| at.replace(page, ".my.salesforce.com"));
     let right = format!("https://{host}/services/oauth2/token");
     let is_page = host != at || uri.path().ends_with("/services/oauth2/authorize");
-    // The name stands for loopback addresses (RFC 6761 §6.3).
-    let is_loopback = |host: &str| {
-        host.eq_ignore_ascii_case("localhost") || address(host).is_some_and(|ip| ip.is_loopback())
-    };
-    let is_here = uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback);
+    let name = uri.host().unwrap_or_default();
+    // localhost stands for loopback addresses (RFC 6761 §6.3).
+    let is_here =
+        name.eq_ignore_ascii_case("localhost") || address(name).is_some_and(|ip| ip.is_loopback());
+    let is_safe = is_https(&uri) || uri.scheme_str() == Some("http") && is_here;
     first_problem(&[
         (at.contains('@'), "user information in the URL", "--basic sends it"),
         (!has_valid_authority(&uri), "no valid host and port", example),
         (url.contains('#'), "an endpoint has no fragment (RFC 6749 §3.2)", ""),
-        (!is_https(&uri) && !is_here, "not https; plain http is for loopback alone", example),
+        (!is_safe, "not https; plain http is for loopback alone", example),
         (is_page, "that is a page of the browser's, not the token endpoint", &right),
     ])
     .map_err(bad)?;
@@ -888,9 +885,8 @@ impl Token {
             Some(Value::String(_)) => Some("not made of printable ASCII characters"),
             Some(other) => Some(kind_of(other)),
         };
-        let hint = "restore the file, or log in again";
-        let refused = |what| bad(&format!("has a refresh_token that is {what}"), hint);
-        wrong.map_or(Ok(Self { members }), refused)
+        let Some(what) = wrong else { return Ok(Self { members }) };
+        bad(&format!("has a refresh_token that is {what}"), "restore the file, or log in again")
     }
 
     /// What to do about a document without a refresh token, by what it looks like.
@@ -903,12 +899,9 @@ impl Token {
             (has(&["sfdxAuthUrl", "result", "orgId", "username"]), "this is sf's: sf org auth show-sfdx-auth-url --json gives what --sfdx-url-file reads"),
             (has(&["refreshToken", "accessToken"]), "its names are in camelCase: OAuth2 has access_token and refresh_token"),
             (has(&["error"]), "this is a refusal of the server, not a token: log in again"),
+            (true, "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type"),
         ];
-        let row = rows.into_iter().find(|(fits, _)| *fits);
-        row.map_or(
-            "log in with the scope refresh_token or offline_access; a JWT gives none: --grant-type",
-            |(_, hint)| hint,
-        )
+        rows.into_iter().find(|(fits, _)| *fits).map_or("", |(_, hint)| hint)
     }
 
     /// A member that is a string.
@@ -1077,15 +1070,13 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let wait = header("retry-after").and_then(seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
     let said = code.map_or_else(String::new, |it| server_text(it, json.as_ref(), &request.secrets));
+    let failing = format!("the server is busy or failing: HTTP {status}{said}");
+    let failing = Error::new(Exit::Temporary, failing, LATER);
     match (status, code) {
         (300..=399, ..) => Reply::Failed(redirected(status, header("location"), &request.secrets)),
-        (408 | 420 | 429 | 500..=599, _) => {
-            let message = format!("the server is busy or failing: HTTP {status}{said}");
-            let error = Error::new(Exit::Temporary, message, LATER);
-            // A gateway that lost the answer.
-            let is_lost = matches!(status, 502 | 504);
-            if is_lost { Reply::Lost(error, wait) } else { Reply::Later(error, wait) }
-        }
+        // A gateway that lost the answer.
+        (502 | 504, _) => Reply::Lost(failing, wait),
+        (408 | 420 | 429 | 500..=599, _) => Reply::Later(failing, wait),
         (_, Some(code)) => refused(code, &said, wait, request),
         _ if success && is_cut_short => Reply::Lost(lost("the reply ends in the middle"), None),
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
@@ -1109,21 +1100,19 @@ fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
 /// An `error` of the server, by its code and what it `said`.
 fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) -> Reply {
     let lower = said.to_ascii_lowercase();
-    let fits = |(codes, part, ..): &(&str, &str, Exit, &str)| {
+    let row = OAUTH_ERRORS.into_iter().find(|(codes, part, ..)| {
         (codes.is_empty() || codes.split(' ').any(|it| it == code)) && lower.contains(part)
-    };
-    let row = OAUTH_ERRORS.into_iter().find(fits);
+    });
     let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (exit, hint));
     if exit == Exit::Temporary {
         return Reply::Later(Error::new(exit, format!("the server is busy{said}"), hint), wait);
     }
+    let by_basic =
+        "check --client-id; this server may want the secret in the form: leave --basic out";
+    let once = "get a new code or assertion: each works once, and for a short time";
     let hint = match code {
-        "invalid_client" if request.authorization.is_some() => {
-            "check --client-id; this server may want the secret in the form: leave --basic out"
-        }
-        "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => {
-            "get a new code or assertion: each works once, and for a short time"
-        }
+        "invalid_client" if request.authorization.is_some() => by_basic,
+        "invalid_grant" if exit == Exit::Refused && request.refresh_token.is_none() => once,
         _ => hint,
     };
     Reply::Failed(Error::new(exit, format!("refused{said}"), hint))
@@ -1228,8 +1217,8 @@ struct Request {
 }
 
 impl Request {
-    /// The request for one token. Errors: none but for a default endpoint that is no URL.
-    fn new(options: &Options, token: &Token) -> Result<Self, Error> {
+    /// The request for one token.
+    fn new(options: &Options, token: &Token) -> Self {
         let mut secrets = Secrets::default();
         TOKENS.iter().for_each(|name| secrets.add(token.string(name).unwrap_or_default()));
         let refresh_token = token.refresh_token().to_owned();
@@ -1259,8 +1248,8 @@ impl Request {
         }
         let encode = |(name, value)| format!("{}={}", form_encoded(name), form_encoded(value));
         let body = Secret(fields.into_iter().map(encode).collect::<Vec<_>>().join("&"));
-        let endpoint = options.endpoint_for(token)?;
-        Ok(Self { endpoint, authorization, body, secrets, refresh_token })
+        let endpoint = options.endpoint_for(token);
+        Self { endpoint, authorization, body, secrets, refresh_token }
     }
 
     /// What would be sent, with all values masked that may be secret, on stderr.
@@ -1284,8 +1273,8 @@ impl Request {
 fn form_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b' ' => "+".to_owned(),
-        _ if byte.is_ascii_alphanumeric() || b"-._*".contains(&byte) => {
-            char::from(byte).to_string()
+        b'-' | b'.' | b'_' | b'*' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+            char::from(byte).into()
         }
         _ => format!("%{byte:02X}"),
     };
@@ -1311,10 +1300,10 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     run.step(&format!("POST {}", shown(&request.endpoint)));
     // Room for the reply is taken now: between a grant and its save each system call counts, and to
     // allocate can be one. Nothing may be printed there either.
-    let received = Vec::with_capacity(RESERVE);
+    let reply = Vec::with_capacity(RESERVE);
     let unsent = request.body.expose().as_bytes();
     let mut exchange =
-        Exchange { run, request, save, unsent, sent: false, unprepared: None, received };
+        Exchange { run, request, save, unsent, sent: false, unprepared: None, reply };
     let (left, timeout) = (run.left(), run.options.timeout);
     let host = request.endpoint.host().unwrap_or_default();
     // Never for plain http, whose secrets it could read.
@@ -1359,7 +1348,8 @@ struct Exchange<'a, 'b> {
     sent: bool,
     /// Why nothing was sent: the save is not sure to work.
     unprepared: Option<Reply>,
-    received: Vec<u8>,
+    /// The body of the reply as far as it has come.
+    reply: Vec<u8>,
 }
 
 impl Exchange<'_, '_> {
@@ -1371,18 +1361,18 @@ impl Exchange<'_, '_> {
         let cut = loop {
             match reader.read(&mut buffer) {
                 Ok(0) => break None,
-                Ok(n) => self.received.extend_from_slice(&buffer[..n]),
+                Ok(n) => self.reply.extend_from_slice(&buffer[..n]),
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => break Some(ureq::Error::from(e)),
             }
             // At once: ureq's work at the end of a body would widen the window for a kill.
-            let is_whole = self.received.trim_ascii_end().ends_with(b"}");
+            let is_whole = self.reply.trim_ascii_end().ends_with(b"}");
             if let (Some(save), true) = (&self.save, head.status.is_success() && is_whole) {
-                save.keep(&self.received);
+                save.keep(&self.reply);
             }
         };
         let status = head.status.as_u16();
-        let reply = read_answer(status, &head.headers, &self.received, self.request);
+        let reply = read_answer(status, &head.headers, &self.reply, self.request);
         // A grant that is whole counts although the connection broke off after it.
         if matches!(reply, Reply::Granted(..)) {
             return reply;
@@ -1542,11 +1532,9 @@ const TLS_FAILURES: [(&str, &str, &str); 10] = [
     ("", "it does not speak TLS as it should: {}", "check host and port of --endpoint"),
 ];
 
-// The hints if endpoint, clock, proxy or network are the likely cause.
+// The hints if endpoint, clock or network are the likely cause.
 const ENDPOINT_HINT: &str = "check --endpoint";
 const CLOCK_HINT: &str = "this machine's clock says that it is {year}: is that right?";
-const PROXY_PASSWORD_HINT: &str =
-    "put USER:PASSWORD@ before the host in HTTPS_PROXY: it wants credentials";
 const NETWORK_HINT: &str = "check network, host name and proxy, or run it again later";
 // musl's resolver takes an error about IPv6 for the whole answer.
 const NAME_HINT: &str = "check network and name; a musl build needs IPv6 answers or /etc/hosts too";
@@ -1574,7 +1562,7 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
             let what = format!("{to}: the proxy refused: HTTP {status}");
             match status {
                 // tinyproxy answers a wrong password with 401.
-                401 | 407 => wrong(what, PROXY_PASSWORD_HINT),
+                401 | 407 => wrong(what, "put USER:PASSWORD@ in HTTPS_PROXY: it wants credentials"),
                 1..=499 | 501 => wrong(what, "check HTTPS_PROXY, or name the host in NO_PROXY"),
                 _ => later(what, "check the proxy, or run it again later"),
             }
@@ -1605,6 +1593,7 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
 fn lost_after_sending(error: &ureq::Error) -> Reply {
     use ureq::Error as E;
     let wrong = |what: &str, hint: &str| Reply::Failed(Error::new(Exit::Setup, what, hint));
+    let no_http = wrong("the answer is not HTTP", ENDPOINT_HINT);
     match error {
         // Who thinks for so long is not asked again within the same run.
         E::Timeout(_) => Reply::Failed(lost("no answer in time")),
@@ -1614,9 +1603,7 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
             _ => Reply::Lost(lost(&format!("the connection broke off: {}", describe(cause))), None),
         },
         E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
-        E::Protocol(_) | E::Http(_) | E::LargeResponseHeader(..) => {
-            wrong("the answer is not HTTP", ENDPOINT_HINT)
-        }
+        E::Protocol(_) | E::Http(_) | E::LargeResponseHeader(..) => no_http,
         _ => Reply::Lost(lost("the answer could not be read"), None),
     }
 }
@@ -1723,9 +1710,6 @@ impl TokenFile {
     fn grow(&self, length: usize) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
         let missing = length.saturating_sub(usize::try_from(now).unwrap_or(length));
-        if missing == 0 {
-            return Ok(());
-        }
         self.handle.write_all_at(&vec![b' '; missing], now)?;
         self.handle.sync_all()
     }
@@ -1764,7 +1748,7 @@ impl Journal {
             if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            file.write_all_at(&[vec![b' '; room], save.replaced()].concat(), 0)
+            file.write_all_at(&[&vec![b' '; room], REPLACES, &save.file.bytes].concat(), 0)
         };
         prepare(&journal.handle).inspect_err(|_| journal.remove())?;
         Ok(journal)
@@ -1863,7 +1847,7 @@ impl Journal {
                 let document = token.to_json().into_bytes();
                 let mut save = Save::new(file, 0);
                 save.granted_at = Some(granted_at);
-                save.journal = Some(self.replaced(&document, &save).map_err(failed)?);
+                save.journal = Some(self.renewed(&document, &save).map_err(failed)?);
                 match save.commit(&document) {
                     Ok(_) => run.step("finished an interrupted save"),
                     Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(cause)),
@@ -1877,7 +1861,7 @@ impl Journal {
     }
 
     /// Puts one in its place with the whole document: to write over the only copy could tear it.
-    fn replaced(&self, document: &[u8], save: &Save) -> io::Result<Self> {
+    fn renewed(&self, document: &[u8], save: &Save) -> io::Result<Self> {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
         let fresh = Self::make_at(path, save, document.len())?;
@@ -1902,11 +1886,13 @@ impl Journal {
     }
 }
 
-/// What the journal of an earlier run holds: no grant that the file lacks, or one with the file
-/// written since, or the document that was to be saved and when its grant came in.
+/// What the journal of an earlier run holds.
 enum LeftOver {
+    /// No grant that the file lacks.
     Nothing,
+    /// A grant, but the file was written since.
     Superseded(Token),
+    /// The document that was to be saved, and when its grant came in.
     Unsaved(Token, SystemTime),
 }
 
@@ -1924,19 +1910,12 @@ struct Save<'a> {
 impl<'a> Save<'a> {
     /// A save for which nothing has been done yet.
     fn new(file: &'a TokenFile, length: usize) -> Self {
-        let has_more = || cfg!(target_os = "linux") && os::has_attributes(&file.handle);
-        let can_rename = file.metadata.nlink() == 1 && !has_more();
+        let can_rename = file.metadata.nlink() == 1 && !os::has_attributes(&file.handle);
         let length = length.max(file.bytes.len());
         Self { file, journal: None, can_rename, length, granted_at: None }
     }
 
-    /// What stands behind the document in a journal: what the file holds.
-    fn replaced(&self) -> Vec<u8> {
-        [REPLACES, &self.file.bytes].concat()
-    }
-
-    /// Proves that the save will work: makes the journal, or room in the file itself. Errors: file,
-    /// or another run or program is at the file.
+    /// Proves that the save will work: makes the journal, or room in the file itself.
     fn prepare(&mut self) -> Result<(), Reply> {
         use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
         let (file, room) = (self.file, self.length + RESERVE);
@@ -1984,7 +1963,7 @@ impl<'a> Save<'a> {
             return Ok(how);
         }
         // A journal that does not take the file's name goes on saying what it was to replace.
-        let text = [document, &self.replaced()].concat();
+        let text = [document, REPLACES, &self.file.bytes].concat();
         let is_whole = |it: &Journal| it.is_ours() && it.write(&text, self).is_ok();
         let journal = journal.filter(is_whole);
         match self.overwrite(document) {
@@ -2061,9 +2040,9 @@ impl Drop for Save<'_> {
     }
 }
 
-/// A grant that is in no token file, and the journal that holds it, if one does. Without a cause
-/// another program changed the file meanwhile.
+/// A grant that is in no token file, and the journal that holds it, if one does.
 struct NotSaved {
+    /// None if another program changed the file meanwhile.
     cause: Option<io::Error>,
     journal: Option<Journal>,
 }
@@ -2194,8 +2173,7 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
         Some(_) => in_journal().or_else(on_stdout).or_else(in_file),
     };
     let why = cause.as_deref().unwrap_or("another program changed the file meanwhile");
-    let nowhere = ("nor save it elsewhere".to_owned(), "log in again");
-    let (place, hint) = place.unwrap_or(nowhere);
+    let (place, hint) = place.unwrap_or(("nor save it elsewhere".to_owned(), "log in again"));
     Error::new(Exit::Undelivered, format!("granted, but {why}; {place}"), hint)
 }
 
@@ -2234,13 +2212,13 @@ fn file_error(what: &str, cause: io::Error, hint: &str) -> Error {
 
 /// A token file that cannot be opened, and what to do about the usual causes.
 fn cannot_open(cause: io::Error) -> Error {
+    let missing =
+        "check the name and its folder; --sfdx-url-file or --grant-type can make a first one";
+    let closed =
+        "the file has to be readable and writable: the server may replace the refresh token";
     let hint = match cause.kind() {
-        ErrorKind::NotFound => {
-            "check the name and its folder; --sfdx-url-file or --grant-type can make a first one"
-        }
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            "the file has to be readable and writable: the server may replace the refresh token"
-        }
+        ErrorKind::NotFound => missing,
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => closed,
         _ => "",
     };
     file_error("open", cause, hint)
@@ -2285,26 +2263,22 @@ mod os {
         }
     }
 
-    /// The number of the stop that was noted, or 0.
-    pub fn noted_stop() -> i32 {
-        NOTED.load(Relaxed)
-    }
-
     /// From now on stops are obeyed. Gives the number of one that was noted, or 0.
     pub fn release_stops() -> i32 {
         let held = HELD.swap(0, Relaxed);
         for number in STOPS.into_iter().filter(|number| held & 1 << number != 0) {
             signal(number, 0);
         }
-        noted_stop()
+        NOTED.load(Relaxed)
     }
 
     /// Whether a file has attributes that another in its place would lack, such as an ACL.
     pub fn has_attributes(file: &File) -> bool {
         let mut names = [0; 1024];
-        let list = names.as_mut_ptr().cast();
-        // SAFETY: at most the length of `names` is written to it.
-        let length = unsafe { flistxattr(file.as_raw_fd(), list, names.len()) };
+        let (file, list) = (file.as_raw_fd(), names.as_mut_ptr().cast());
+        // SAFETY: at most the length of `names` is written to it. Others than Linux take more.
+        let ask = || unsafe { flistxattr(file, list, names.len()) };
+        let length = if cfg!(target_os = "linux") { ask() } else { 0 };
         match usize::try_from(length) {
             // Labels of the security module do not count.
             Ok(length) => names[..length]
