@@ -53,9 +53,9 @@ Options:
   -s, --client-secret-file FILE the file that holds the app's secret
                                 (or the secret in SF_CLIENT_SECRET)
       --basic                   send id and secret in an Authorization header
-  -g, --grant-type TYPE         refresh_token (default), or one that can make
-                                the token file, with its fields by --data:
-                                client_credentials, authorization_code, ...
+  -g, --grant-type TYPE         refresh_token (default); client_credentials,
+                                authorization_code and others can make the file,
+                                with their fields by --data
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
   -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT);
@@ -541,7 +541,7 @@ impl Options {
         self.client_secret = self.client_secret.take().or(secret);
         self.client_id = id.trim().to_owned();
         self.endpoint = self.endpoint.take().or(sfdx.endpoint);
-        // One URL is one login: with more files its token would be sent twice, which kills the grant.
+        // One URL is one login: for more files its token would be sent twice and kill the grant.
         self.seed = sfdx.seed.filter(|_| self.sends_refresh_token() && self.files.len() == 1);
         Ok(())
     }
@@ -664,7 +664,7 @@ fn bad_argument(error: &lexopt::Error) -> Error {
     usage(message, "")
 }
 
-/// An unknown option. The hint is the one of the help with most, and over half, of its letter pairs.
+/// An unknown option. The hint is the one with most, and over half, of its pairs of letters.
 fn unknown_option(misspelt: &str) -> Error {
     let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
     let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
@@ -1201,8 +1201,9 @@ fn decode(text: &str) -> String {
 
 /// Whether a character neither controls the terminal nor turns its text round (Unicode's bidi).
 fn is_printable(c: char) -> bool {
-    let turns = matches!(c, '\u{AD}' | '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}');
-    !c.is_control() && !turns
+    let zero_width = matches!(c, '\u{AD}' | '\u{200B}'..='\u{200D}' | '\u{FEFF}');
+    let turns = matches!(c, '\u{61C}' | '\u{200E}'..='\u{200F}' | '\u{2028}'..='\u{202E}');
+    !c.is_control() && !zero_width && !turns && !matches!(c, '\u{2066}'..='\u{2069}')
 }
 
 // ---- Network: from a request to its reply. Touches no file but through the save at hand. ----
@@ -1541,7 +1542,7 @@ const NAME_HINT: &str = "check network and name; a musl build needs IPv6 answers
 
 /// A failure before the refresh token was sent to `host`.
 fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
-    use ureq::{Error as E, Timeout};
+    use ureq::{Error as E, Timeout::Resolve};
     let error_of = |exit, what, hint| Error::new(exit, format!("{what}; nothing was sent"), hint);
     let later = |what: String, hint| Reply::Later(error_of(Exit::Temporary, what, hint), None);
     let wrong = |what: String, hint| Reply::Failed(error_of(Exit::Setup, what, hint));
@@ -1552,9 +1553,7 @@ fn never_sent(error: &ureq::Error, host: &str, proxy: Option<&Proxy>) -> Reply {
     match error {
         E::Other(cause) => later(format!("cannot find {name}: {cause}"), NAME_HINT),
         E::HostNotFound => later(format!("cannot find {name}"), NAME_HINT),
-        E::Timeout(Timeout::Resolve) => {
-            later(format!("no answer from the name server about {name}"), NETWORK_HINT)
-        }
+        E::Timeout(Resolve) => later(format!("no answer from DNS about {name}"), NETWORK_HINT),
         E::Timeout(_) => later(format!("no connection to {to} in time"), NETWORK_HINT),
         // ureq gives it as `proxy server responded 407/407`.
         E::ConnectProxyFailed(reason) => {
@@ -1791,19 +1790,16 @@ impl Journal {
         }
     }
 
-    /// What the journal of an earlier run holds for its file. It wins if the file is still what it was to
+    /// What a left-over journal holds for its file. It wins if the file is still what it was to
     /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
         let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
         let replaced = mark.map(|at| &bytes[at + REPLACES.len()..]);
-        let Some(Value::Object(members)) = reply_json(&bytes[..mark.unwrap_or(bytes.len())]) else {
-            return Ok(LeftOver::Nothing);
-        };
+        let reply = reply_json(&bytes[..mark.unwrap_or(bytes.len())]);
+        let reply = reply.filter(|reply| reply.get(REFRESH_TOKEN).is_some_and(is_token));
+        let Some(Value::Object(members)) = reply else { return Ok(LeftOver::Nothing) };
         let grant = Token { members };
-        if !grant.members.get(REFRESH_TOKEN).is_some_and(is_token) {
-            return Ok(LeftOver::Nothing);
-        }
         let granted_at = self.handle.metadata()?.modified()?;
         // One that this run has made is no login.
         let is_older = !file.made && file.metadata.modified().is_ok_and(|time| time >= granted_at);
@@ -1983,8 +1979,8 @@ impl<'a> Save<'a> {
         }
     }
 
-    /// The plan to rename: journal and file are swapped, so that nothing is lost that another program
-    /// puts there just now. Tells how it was saved, or nothing if both are as before.
+    /// The plan to rename: journal and file are swapped, so that nothing is lost that another
+    /// program puts there just now. Tells how it was saved, or nothing if both are as before.
     fn rename(&self, journal: &Journal, document: &[u8]) -> Option<&'static str> {
         let (new, old) = (&journal.path, &self.file.path);
         let is_unchanged = || self.file.is_unchanged_at(old);
@@ -2079,11 +2075,8 @@ fn trimmed(text: &[u8]) -> &[u8] {
 
 /// Whether a name stands for an open file.
 fn is_named(handle: &File, path: &Path) -> bool {
-    let (own, named) = (handle.metadata(), fs::metadata(path));
-    let is_same = |own: fs::Metadata, named: fs::Metadata| {
-        (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
-    };
-    own.is_ok_and(|own| named.is_ok_and(|named| is_same(own, named)))
+    let (Ok(own), Ok(named)) = (handle.metadata(), fs::metadata(path)) else { return false };
+    (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
 }
 
 /// The folder of a path.
@@ -2095,10 +2088,9 @@ fn folder_of(path: &Path) -> &Path {
 /// Makes a change of names last. A folder that by its nature cannot be synced is no failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied};
-    match File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
-        Err(e) if matches!(e.kind(), PermissionDenied | InvalidInput) => Ok(()),
-        done => done,
-    }
+    let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    let is_failure = |e: &io::Error| !matches!(e.kind(), PermissionDenied | InvalidInput);
+    synced.err().filter(is_failure).map_or(Ok(()), Err)
 }
 
 /// All bytes of a source, if there are at most `limit`.
@@ -2140,13 +2132,9 @@ fn say_line(text: &str) {
 
 /// Prints what can be had again, as `hint` says.
 fn print_result(text: &[u8], hint: &str) -> Result<(), Error> {
-    match print(text) {
-        // A reader that has gone away needs it no more.
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::new(Exit::Undelivered, describe(&e), hint))
-        }
-        _ => Ok(()),
-    }
+    // A reader that has gone away needs it no more.
+    let failure = print(text).err().filter(|e| e.kind() != ErrorKind::BrokenPipe);
+    failure.map_or(Ok(()), |e| Err(Error::new(Exit::Undelivered, describe(&e), hint)))
 }
 
 /// Puts a grant that is in no token file where it can be found: the journal, if that holds it, or
