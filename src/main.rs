@@ -1709,6 +1709,9 @@ impl TokenFile {
     fn grow(&self, length: usize) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
         let missing = length.saturating_sub(usize::try_from(now).unwrap_or(length));
+        if missing == 0 {
+            return Ok(());
+        }
         self.handle.write_all_at(&vec![b' '; missing], now)?;
         self.handle.sync_all()
     }
@@ -2095,7 +2098,8 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// All bytes of a source, if there are at most `limit`.
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(2048);
+    // A document and the blanks behind it: to grow can be a system call, see [`post`].
+    let mut bytes = Vec::with_capacity(RESERVE + 4096);
     source.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }

@@ -22,18 +22,18 @@ build_copy() {
 # The document is not synced before it takes the place of the old one.
 no_fsync='torture power|/    fn write(/,/^    }/ s/self\.handle\.sync_all()/Ok(())/'
 # The old text is cut off first, as an editor would do it.
-truncate_first='torture|/    fn overwrite(/,/^    }/ s/write_padded(&self/self.handle.set_len(0)?; &/'
+truncate_first='torture|/    fn overwrite(/,/^    }/ s/file\.handle\.write_all_at(/file.handle.set_len(0)?; &/'
 # The reply waits for the journal until it has been read and merged.
-not_kept='torture|s/save\.keep(&self\.received);//'
+not_kept='torture|s/save\.keep(&self\.reply);//'
 # What could not be saved is cleaned up, and with it the only copy.
-delete_journal='torture|/    fn commit(/,/^    }/ s/saved\.map_err(|cause| /&{ journal.iter().for_each(Journal::remove); /
-/    fn commit(/,/^    }/ s/NotSaved { cause, journal })$/NotSaved { cause, journal } })/'
+delete_journal='torture|/    fn commit(/,/^    }/ s/return Err(NotSaved .*journal })/{ journal.iter().for_each(Journal::remove); & }/'
 # Runs do not wait for each other.
-no_lock='crowd|/^fn lock_within(/,/^}/ s/match handle\.try_lock()/match Ok::<(), TryLockError>(())/'
+no_lock='crowd|/^fn lock_within(/,/^}/ s/match handle\.try_lock()/match Ok::<(), TryLockError>(())/
+/    fn lock(/,/^    }/ s/file\.handle\.try_lock()\.is_err()/false/'
 # Stops are obeyed at once.
 no_hold='stops|/pub fn hold_stops/,/^    }/ s/for number in STOPS/&.into_iter().take(0)/'
 # Nobody looks whether another program has changed the file.
-no_look='disorder|/fn is_unchanged_at(/,/^    }/ s/self\.is_named(path) && .*/path.exists()/'
+no_look='disorder|/fn is_unchanged_at(/,/^    }/ s/is_named(.*/path.exists()/'
 
 # Builds the program with one break, and runs the torture: it has to fail.
 try() {

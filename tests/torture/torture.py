@@ -34,6 +34,7 @@ ERRORS = {
     "openat": OPEN,
     "read": ["EIO", "EINTR", "EISDIR"],
     "pread64": ["EIO", "EINTR"],
+    "lseek": ["EIO"],
     "write": ["EPIPE", "EAGAIN", "EINTR", "EBADF", *DISK],
     "pwrite64": ["EINTR", "EFBIG", "EPERM", *DISK],
     "ftruncate": ["EINTR", "EPERM", "EFBIG", *DISK],
