@@ -2,21 +2,25 @@
 //!
 //! The flow, for each FILE:
 //!
-//! 1. open and lock it; adopt what another run has just renewed; finish an interrupted save
+//! 1. open and lock it; take over what another run has just renewed; finish an interrupted save
 //! 2. parse it, and see whether the token is young enough to leave alone
-//! 3. connect; hold back stop signals; make the journal `.NAME.sf-refresh` beside the file, so that
-//!    the save is sure to work; only then send the refresh token
+//! 3. connect; hold back stops; make the journal, so that the save is sure to work; only then send
+//!    the refresh token
 //! 4. read the reply, keep it in the journal as it came, merge it into the JSON
 //! 5. write the journal, fsync, swap it with the file, fsync the folder
 //! 6. print the result
 //!
 //! What holds at every step:
 //!
-//! - Once the server has answered, our copy of the grant may be the only one. It is in the journal
-//!   before anything else happens, and nothing that holds the only copy is ever deleted.
+//! - Once the server has answered, our copy of the grant may be the only one. If there is a journal,
+//!   it is there before anything else happens. What holds the only copy is never deleted.
 //! - What another program has put into the file is never overwritten.
-//! - A refresh token is sent again only if its answer was lost.
+//! - A refresh token is sent again only if it was not processed, or its answer was lost.
 //! - Secrets go to the token endpoint, into the token file and to stdout, and nowhere else.
+//!
+//! Words: the *grant* is what the server gives; the *journal*, `.NAME.sf-refresh` beside the file,
+//! holds it until it is saved; *stops* are SIGHUP, SIGINT and SIGTERM; the *filter* is `-`, from
+//! stdin to stdout; the *seed* is the first refresh token, from an sfdx auth URL.
 //!
 //! Exit status: see [`HELP`]; 70 is a bug.
 
@@ -96,7 +100,7 @@ Exit status:
 
 /// What `--version` prints.
 const VERSION: &str = concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n");
-/// The member of a document and the field of a form, and the grant type by default.
+/// The name of a JSON member, of a form field, and of the default grant type.
 const REFRESH_TOKEN: &str = "refresh_token";
 /// The members of documents and replies that hold tokens.
 const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
@@ -177,7 +181,7 @@ fn renew(run: &mut Run) -> Result<(), Error> {
         let file = locked.as_ref();
         let document = file.map_or(&stdin, |file| &file.bytes);
         let modified = file.and_then(|file| file.metadata.modified().ok());
-        let token = run.choose_grant(Token::parse(document, options)?);
+        let token = run.token_to_renew(Token::parse(document, options)?);
         if let Some(reason) = run.reason_to_skip(&token, modified) {
             run.status(reason);
             return run.print(&token);
@@ -193,8 +197,8 @@ fn renew(run: &mut Run) -> Result<(), Error> {
         }
         let mut save = file.map(|file| Save::new(file, token.to_json().len()));
         match post(run, &request, save.as_mut()) {
-            Reply::Granted(grant) => return keep(run, token, grant, save),
-            Reply::Failed(error) if run.has_other(file, &token, &error) => {
+            Reply::Granted(grant) => return save_and_print(run, token, grant, save),
+            Reply::Failed(error) if run.switch_token(file, &token, &error) => {
                 obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
             }
@@ -207,7 +211,12 @@ fn renew(run: &mut Run) -> Result<(), Error> {
 }
 
 /// Saves what was granted, and prints the result. Without a file stdout gets the only copy.
-fn keep(run: &Run, mut token: Token, grant: Grant, mut save: Option<Save>) -> Result<(), Error> {
+fn save_and_print(
+    run: &Run,
+    mut token: Token,
+    grant: Grant,
+    mut save: Option<Save>,
+) -> Result<(), Error> {
     let (status, members) = grant;
     let is_usable = members.get("access_token").is_some_and(is_token);
     let rotated = token.merge(members, SystemTime::now());
@@ -331,7 +340,7 @@ impl Run<'_> {
     }
 
     /// The token to renew: the file's, with the refresh token of the sfdx auth URL if that is used.
-    fn choose_grant(&mut self, mut token: Token) -> Token {
+    fn token_to_renew(&mut self, mut token: Token) -> Token {
         self.note(&token);
         if let Some(seed) = self.options.seed.as_ref().filter(|_| self.uses_seed) {
             token.members.insert(REFRESH_TOKEN.to_owned(), seed.expose().into());
@@ -339,9 +348,9 @@ impl Run<'_> {
         token
     }
 
-    /// Whether the grant was refused, and file or sfdx auth URL have another one by now.
-    fn has_other(&mut self, file: Option<&TokenFile>, refused: &Token, why: &Error) -> bool {
-        let is_refused = why.message.contains("invalid_grant");
+    /// Goes over to another refresh token if one was refused, and file or seed have one by now.
+    fn switch_token(&mut self, file: Option<&TokenFile>, refused: &Token, why: &Error) -> bool {
+        let is_refused = why.exit == Exit::Refused && why.message.contains("invalid_grant");
         let is_other = |token: &str| is_refused && token != refused.refresh_token();
         let path = file.filter(|_| !self.uses_seed && self.path.is_file()).map(|file| &file.path);
         let current = path.and_then(|path| Token::parse(&fs::read(path).ok()?, self.options).ok());
@@ -359,7 +368,7 @@ impl Run<'_> {
             Reply::Granted(..) => return Ok(()),
             Reply::Failed(error) => return Err(self.conclude(error)),
             Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
-            // At once, for many servers take the token before for some seconds more.
+            // At once, for many servers accept the previous token for a few seconds.
             Reply::Lost(error, wait) => {
                 let is_first = !mem::replace(&mut self.answer_lost, true);
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
@@ -370,7 +379,7 @@ impl Run<'_> {
         // Each wait is twice as long as the one before; the try that came at once had none.
         let waits = self.retries.saturating_sub(self.answer_lost.into());
         let pause = wait.unwrap_or(Duration::from_secs(2_u64.saturating_pow(waits)));
-        // What can be had at once after a lost answer has been tried: stops are obeyed again.
+        // The immediate retry after a lost answer is over: stops are obeyed again.
         let is_stopped = !pause.is_zero() && os::release_stops() != 0;
         if is_stopped || self.retries >= self.options.retry || pause >= self.left() {
             return Err(self.conclude(error));
@@ -387,6 +396,8 @@ impl Run<'_> {
         if self.answer_lost && !error.message.contains(MAY_BE_USED) {
             let message = error.message.trim_end_matches("; nothing was sent");
             error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
+            // Status 1 would say that nothing was sent.
+            error.exit = if error.exit == Exit::File { Exit::Temporary } else { error.exit };
         }
         error
     }
@@ -623,9 +634,7 @@ fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result
 /// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not
 /// told, for it may be the secret itself.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
-    let sf = "; sf org auth show-sfdx-auth-url --json prints that";
-    let sf = if option == "--sfdx-url-file" { sf } else { "" };
-    let hint = format!("{option} takes the name of a file, not what is in it{sf}");
+    let hint = format!("{option} takes the name of a file, not what is in it");
     let bad = |what: &str| usage(format!("the file of {option} {what}"), &hint);
     let bytes = match path {
         "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
@@ -656,25 +665,17 @@ fn read_roots(path: &str, origin: &str) -> Result<Vec<Certificate<'static>>, Err
 fn bad_argument(error: &lexopt::Error) -> Error {
     use lexopt::Error::{MissingValue, UnexpectedOption, UnexpectedValue};
     let message = match error {
-        UnexpectedOption(it) => return unknown_option(it),
+        UnexpectedOption(it) => {
+            let longer = HELP.split_whitespace().find(|word| word.starts_with(it.as_str()));
+            let hint = longer.map(|option| format!("did you mean '{option}'?"));
+            let hint = hint.as_deref().unwrap_or("sf-refresh --help lists them");
+            return usage(format!("unknown option '{it}'"), hint);
+        }
         MissingValue { option: Some(it) } => format!("missing argument for option '{it}'"),
         UnexpectedValue { option, .. } => format!("option '{option}' takes no argument"),
         _ => "an argument is not UTF-8".to_owned(),
     };
     usage(message, "")
-}
-
-/// An unknown option. The hint is the one with most, and over half, of its pairs of letters.
-fn unknown_option(misspelt: &str) -> Error {
-    let pairs: Vec<_> = (0..misspelt.len()).filter_map(|at| misspelt.get(at..at + 2)).collect();
-    let shared = |option: &str| pairs.iter().filter(|pair| option.contains(**pair)).count();
-    let nearest = HELP
-        .split(|c: char| c.is_whitespace() || ",;".contains(c))
-        .filter(|word| word.starts_with("--") && 2 * shared(word) > pairs.len())
-        .max_by_key(|option| (shared(option), std::cmp::Reverse(option.len())))
-        .map(|option| format!("did you mean '{option}'?"));
-    let hint = nearest.as_deref().unwrap_or("sf-refresh --help lists them");
-    usage(format!("unknown option '{misspelt}'"), hint)
 }
 
 /// `NAME=VALUE` or `NAME@FILE`, told apart by which sign comes first; the file is read.
@@ -716,8 +717,9 @@ fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
 
 /// A format of [`FORMATS`] by its name.
 fn parse_format(text: &str, option: &str) -> Result<Format, Error> {
-    let named = FORMATS.into_iter().find(|(name, _)| *name == text);
-    checked(named, text, option, "token, header, env, json or none")
+    let named = FORMATS.iter().copied().find(|(name, _)| *name == text);
+    let names: Vec<_> = FORMATS.iter().map(|(name, _)| *name).collect();
+    checked(named, text, option, &names.join(", "))
 }
 
 /// A token endpoint: `https`, or `http` on a loopback address. A host of Salesforce may lack the
@@ -842,7 +844,7 @@ fn parse_sfdx(text: &str, origin: &str) -> Result<Options, Error> {
 /// A format of the result: its name, and what stdout gets.
 type Format = (&'static str, fn(&Token) -> String);
 /// What `--output` takes; the first is the default. A shell can read `env`.
-const FORMATS: [Format; 5] = [
+const FORMATS: &[Format] = &[
     ("token", |it| format!("{}\n", it.access_token().unwrap_or_default())),
     ("header", |it| format!("Authorization: Bearer {}\n", it.access_token().unwrap_or_default())),
     ("env", |it| {
@@ -1023,7 +1025,7 @@ fn kind_of(value: &Value) -> &'static str {
 /// What an `error` of RFC 6749 §5.2 or of Salesforce means: its codes (none: any), a part of its
 /// description, the exit status, a hint. The first row that fits counts; any other is the set-up.
 #[rustfmt::skip]
-const OAUTH_ERRORS: [(&str, &str, Exit, &str); 12] = [
+const OAUTH_ERRORS: &[(&str, &str, Exit, &str)] = &[
     ("", "ip restricted", Exit::Setup, "a login does not help: have this machine's address allowed, in the app or the user's profile"),
     ("invalid_grant", "token request is already being processed", Exit::Temporary, LATER),
     ("invalid_grant access_denied", "", Exit::Refused, "log in again: the refresh token is expired, revoked or replaced"),
@@ -1078,7 +1080,9 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
         (502 | 504, _) => Reply::Lost(failing, wait),
         (408 | 420 | 429 | 500..=599, _) => Reply::Later(failing, wait),
         (_, Some(code)) => refused(code, &said, wait, request),
-        _ if success && is_cut_short => Reply::Lost(lost("the reply ends in the middle"), None),
+        _ if success && is_cut_short => {
+            Reply::Lost(maybe_used("the reply ends in the middle"), None)
+        }
         _ => Reply::Failed(not_a_reply(status, body.trim_ascii_start(), json.as_ref())),
     }
 }
@@ -1100,10 +1104,10 @@ fn redirected(status: u16, location: Option<&str>, secrets: &Secrets) -> Error {
 /// An `error` of the server, by its code and what it `said`.
 fn refused(code: &str, said: &str, wait: Option<Duration>, request: &Request) -> Reply {
     let lower = said.to_ascii_lowercase();
-    let row = OAUTH_ERRORS.into_iter().find(|(codes, part, ..)| {
+    let row = OAUTH_ERRORS.iter().find(|(codes, part, ..)| {
         (codes.is_empty() || codes.split(' ').any(|it| it == code)) && lower.contains(part)
     });
-    let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (exit, hint));
+    let (exit, hint) = row.map_or((Exit::Setup, ""), |(.., exit, hint)| (*exit, *hint));
     if exit == Exit::Temporary {
         return Reply::Later(Error::new(exit, format!("the server is busy{said}"), hint), wait);
     }
@@ -1143,7 +1147,7 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
 }
 
 /// The error of a request that went out, and to which no whole answer came back.
-fn lost(what: &str) -> Error {
+fn maybe_used(what: &str) -> Error {
     let hint = "run it again; if it is then refused, log in again";
     Error::new(Exit::Temporary, format!("{what}: {MAY_BE_USED}"), hint)
 }
@@ -1369,7 +1373,7 @@ impl Exchange<'_, '_> {
             // At once: ureq's work at the end of a body would widen the window for a kill.
             let is_whole = self.reply.trim_ascii_end().ends_with(b"}");
             if let (Some(save), true) = (&self.save, head.status.is_success() && is_whole) {
-                save.keep(&self.reply);
+                save.keep_reply(&self.reply);
             }
         };
         let status = head.status.as_u16();
@@ -1520,7 +1524,7 @@ impl Resolver for NameResolver {
 
 /// What rustls says, in part, in lower case without blanks; what it means (`{}`: its end); a hint.
 #[rustfmt::skip]
-const TLS_FAILURES: [(&str, &str, &str); 10] = [
+const TLS_FAILURES: &[(&str, &str, &str)] = &[
     ("unknownissuer", "certificate refused: it is signed by a CA that is not trusted", "--ca-cert FILE (or SSL_CERT_FILE) with the PEM root that signed it"),
     ("notvalidyet", "certificate refused: it is not valid yet", CLOCK_HINT),
     ("notvalidforname", "certificate refused: it is for another host", ENDPOINT_HINT),
@@ -1580,7 +1584,7 @@ fn tls_failure(cause: &io::Error) -> Option<(String, String)> {
     // ureq passes it on as an I/O error.
     let text = cause.to_string();
     let plain = text.to_ascii_lowercase().replace(' ', "");
-    let mut rows = TLS_FAILURES.into_iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
+    let mut rows = TLS_FAILURES.iter().filter(|_| cause.kind() == ErrorKind::InvalidData);
     let (_, what, hint) = rows.find(|(part, ..)| plain.contains(part))?;
     let what = what.replace("{}", text.rsplit(": ").next().unwrap_or_default());
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -1594,16 +1598,19 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
     let wrong = |what: &str, hint: &str| Reply::Failed(Error::new(Exit::Setup, what, hint));
     let no_http = wrong("the answer is not HTTP", ENDPOINT_HINT);
     match error {
-        // Who thinks for so long is not asked again within the same run.
-        E::Timeout(_) => Reply::Failed(lost("no answer in time")),
+        // A server this slow is not asked again within the same run.
+        E::Timeout(_) => Reply::Failed(maybe_used("no answer in time")),
         // With TLS 1.3 a server looks for the client's certificate only after the handshake.
         E::Io(cause) => match tls_failure(cause) {
             Some((what, hint)) if what == CERTIFICATE_DEMANDED => wrong(&what, &hint),
-            _ => Reply::Lost(lost(&format!("the connection broke off: {}", describe(cause))), None),
+            _ => Reply::Lost(
+                maybe_used(&format!("the connection broke off: {}", describe(cause))),
+                None,
+            ),
         },
         E::BodyExceedsLimit(_) => wrong("the reply is longer than 1 MiB", ENDPOINT_HINT),
         E::Protocol(_) | E::Http(_) | E::LargeResponseHeader(..) => no_http,
-        _ => Reply::Lost(lost("the answer could not be read"), None),
+        _ => Reply::Lost(maybe_used("the answer could not be read"), None),
     }
 }
 
@@ -1621,7 +1628,7 @@ struct TokenFile {
     metadata: fs::Metadata,
     /// What it holds: a save replaces these bytes and no others.
     bytes: Vec<u8>,
-    /// This run made the file, and removes it again if nothing comes of it.
+    /// This run made the file, and removes it again if the request brings nothing.
     made: bool,
 }
 
@@ -1839,8 +1846,8 @@ impl Journal {
             LeftOver::Superseded(grant) => {
                 let kept = write_rescue_file(&file.path, grant.to_json().as_bytes());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
-                let what = "it is newer than its journal, whose grant is now in";
-                say(Some(run.path), &format!("{what} {}", kept.display()));
+                let what = "it is newer than the grant in its journal, which is now in";
+                run.status(&format!("{what} {}", kept.display()));
             }
             LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json().into_bytes();
@@ -1918,7 +1925,7 @@ impl<'a> Save<'a> {
     fn prepare(&mut self) -> Result<(), Reply> {
         use ErrorKind::{AlreadyExists, InvalidFilename, PermissionDenied, ReadOnlyFilesystem};
         let (file, room) = (self.file, self.length + RESERVE);
-        let hint = "make room, or put the file elsewhere; nothing was sent";
+        let hint = "make room, or put the file elsewhere";
         let failed = |what: &str, cause| Err(Reply::Failed(file_error(what, cause, hint)));
         if self.length as u64 > MAX_DOCUMENT {
             return failed("renew it", ErrorKind::FileTooLarge.into());
@@ -1949,7 +1956,7 @@ impl<'a> Save<'a> {
     }
 
     /// Keeps a reply in the journal as it came in, for the next run if this one is killed.
-    fn keep(&self, reply: &[u8]) {
+    fn keep_reply(&self, reply: &[u8]) {
         // [`Save::commit`] tells a failure.
         let _ = self.journal.as_ref().map(|journal| journal.handle.write_all_at(reply, 0));
     }
@@ -2220,6 +2227,7 @@ fn cannot_open(cause: io::Error) -> Error {
 
 #[allow(unsafe_code)] // signal, flistxattr and renameat2 have no safe form in std
 mod os {
+    use std::env::consts::ARCH;
     use std::ffi::{CString, c_char, c_int, c_long};
     use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
     use std::{fs::File, io, os::fd::AsRawFd, path::Path};
@@ -2285,8 +2293,7 @@ mod os {
     pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
         const ARCHES: [(&str, c_long); 5] =
             [("x86_64", 316), ("x86", 353), ("arm", 382), ("aarch64", 276), ("riscv64", 276)];
-        let known =
-            |(arch, _): &(&str, _)| *arch == std::env::consts::ARCH && cfg!(target_os = "linux");
+        let known = |(arch, _): &(&str, _)| *arch == ARCH && cfg!(target_os = "linux");
         let (_, number) = ARCHES.into_iter().find(known).ok_or(io::ErrorKind::Unsupported)?;
         let one = CString::new(one.as_os_str().as_encoded_bytes())?;
         let other = CString::new(other.as_os_str().as_encoded_bytes())?;

@@ -105,33 +105,23 @@ fn a_wrong_file_name_is_told_with_the_name() {
 }
 
 #[test]
-fn a_misspelt_option_is_answered_with_the_nearest_one() {
+fn an_option_cut_short_is_answered_with_the_whole_one() {
     let scenario = Scenario::strict();
-    let misspelt = [
-        ("--ouput", "--output"),
-        ("--outptu", "--output"),
-        ("--endpont", "--endpoint"),
-        ("--end-point", "--endpoint"),
-        ("--clientid", "--client-id"),
-        ("--client_id", "--client-id"),
+    let short = [
+        ("--out", "--output"),
+        ("--client", "--client-id"),
         ("--client-secret", "--client-secret-file"),
-        ("--timout", "--timeout"),
-        ("--time-out", "--timeout"),
-        ("--retries", "--retry"),
-        ("--dryrun", "--dry-run"),
-        ("--dry_run", "--dry-run"),
+        ("--time", "--timeout"),
+        ("--dry", "--dry-run"),
         ("--if-older", "--if-older-than"),
         ("--verbos", "--verbose"),
-        ("--quite", "--quiet"),
-        ("--ca-certs", "--ca-cert"),
-        ("--cacert", "--ca-cert"),
+        ("--ca", "--ca-cert"),
         ("--sfdx-url", "--sfdx-url-file"),
-        ("--bsic", "--basic"),
         ("--dat", "--data"),
-        ("--halp", "--help"),
+        ("--grant", "--grant-type"),
         ("--versio", "--version"),
     ];
-    for (wrong, right) in misspelt {
+    for (wrong, right) in short {
         let outcome = scenario.run(&[wrong]);
         outcome.assert_failed_unsent(2).assert_says(&format!("'{wrong}'"));
         outcome.assert_hints(&format!("'{right}'"));
@@ -141,7 +131,7 @@ fn a_misspelt_option_is_answered_with_the_nearest_one() {
 #[test]
 fn an_option_like_no_other_is_answered_with_a_way_to_the_list() {
     let scenario = Scenario::strict();
-    for wrong in ["--zzzzzzzz", "-x", "-Z", "--ö"] {
+    for wrong in ["--zzzzzzzz", "--ouput", "-x", "-Z", "--ö"] {
         let outcome = scenario.run(&[wrong]);
         outcome.assert_failed_unsent(2).assert_says(&format!("unknown option '{wrong}'"));
         outcome.assert_hints("--help").assert_says_not("did you mean");

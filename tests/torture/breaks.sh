@@ -24,7 +24,7 @@ no_fsync='torture power|/    fn write(/,/^    }/ s/self\.handle\.sync_all()/Ok((
 # The old text is cut off first, as an editor would do it.
 truncate_first='torture|/    fn overwrite(/,/^    }/ s/file\.handle\.write_all_at(/file.handle.set_len(0)?; &/'
 # The reply waits for the journal until it has been read and merged.
-not_kept='torture|s/save\.keep(&self\.reply);//'
+not_kept='torture|s/save\.keep_reply(&self\.reply);//'
 # What could not be saved is cleaned up, and with it the only copy.
 delete_journal='torture|/    fn commit(/,/^    }/ s/return Err(NotSaved .*journal })/{ journal.iter().for_each(Journal::remove); & }/'
 # Runs do not wait for each other.
