@@ -63,8 +63,7 @@ Options:
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
   -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT);
-                                default: that of login.salesforce.com, or of
-                                test.salesforce.com for tokens from there
+                                default: that of login. or test.salesforce.com
       --sfdx-url-file FILE      take client id, secret, endpoint and first
                                 refresh token from an sfdx auth URL in any
                                 text; - is stdin (or the URL in SFDX_AUTH_URL)
@@ -223,9 +222,7 @@ fn save_and_print(
     let document = token.to_json();
     let saved = match &mut save {
         Some(save) => save.commit(document.as_bytes()),
-        None => print(document.as_bytes())
-            .map(|()| "printed")
-            .map_err(|cause| NotSaved { cause: Some(cause), journal: None }),
+        None => print(document.as_bytes()).map(|()| "printed").map_err(|cause| (Some(cause), None)),
     };
     let path = save.as_ref().map_or(run.path, |save| &save.file.path);
     let how = saved.map_err(|failure| deliver(document.as_bytes(), &failure, path))?;
@@ -1856,7 +1853,7 @@ impl Journal {
                 save.journal = Some(self.renewed(&document, &save).map_err(failed)?);
                 match save.commit(&document) {
                     Ok(_) => run.step("finished an interrupted save"),
-                    Err(NotSaved { cause: Some(cause), .. }) => return Err(failed(cause)),
+                    Err((Some(cause), _)) => return Err(failed(cause)),
                     // What changed just now is looked at anew.
                     Err(_) => {}
                 }
@@ -1974,13 +1971,13 @@ impl<'a> Save<'a> {
         let journal = journal.filter(is_whole);
         match self.overwrite(document) {
             Ok(true) => {}
-            Err(cause) => return Err(NotSaved { cause: Some(cause), journal }),
+            Err(cause) => return Err((Some(cause), journal)),
             Ok(false) => {
                 // Whoever edited it without a new login has it from the journal: [`Journal::read`].
                 let now = refresh_token_in(&fs::read(&self.file.path).unwrap_or_default());
                 let is_edited = journal.is_some() && now == refresh_token_in(&self.file.bytes);
                 let cause = is_edited.then(|| io::Error::other("it was edited meanwhile"));
-                return Err(NotSaved { cause, journal });
+                return Err((cause, journal));
             }
         }
         match journal.map(|j| fs::remove_file(&j.path).and_then(|()| sync_folder(&j.path))) {
@@ -2046,12 +2043,9 @@ impl Drop for Save<'_> {
     }
 }
 
-/// A grant that is in no token file, and the journal that holds it, if one does.
-struct NotSaved {
-    /// None if another program changed the file meanwhile.
-    cause: Option<io::Error>,
-    journal: Option<Journal>,
-}
+/// Why a grant is in no token file (none: another program changed that meanwhile), and the journal
+/// that holds it, if one does.
+type NotSaved = (Option<io::Error>, Option<Journal>);
 
 /// Polls a lock until it is ours, within the time.
 fn lock_within(handle: &File, run: &Run) -> Result<(), Error> {
@@ -2150,9 +2144,9 @@ fn print_result(text: &[u8], hint: &str) -> Result<(), Error> {
 
 /// Puts a grant that is in no token file where it can be found: the journal, if that holds it, or
 /// stdout, or a file of its own. What another program has put into the token file stays there.
-fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
+fn deliver(document: &[u8], (cause, journal): &NotSaved, beside: &Path) -> Error {
     let in_journal = || {
-        let path = failure.journal.as_ref()?.path.display();
+        let path = journal.as_ref()?.path.display();
         Some((format!("it is in {path}"), "the next run finishes the save"))
     };
     let on_stdout = || {
@@ -2162,11 +2156,11 @@ fn deliver(document: &[u8], failure: &NotSaved, beside: &Path) -> Error {
     };
     let in_file = || {
         let path = write_rescue_file(beside, document)?;
-        failure.journal.iter().for_each(Journal::remove);
+        journal.iter().for_each(Journal::remove);
         let hint = "keep the one that works, that file or the token file, in its place";
         Some((format!("it is in {}", path.display()), hint))
     };
-    let cause = failure.cause.as_ref().map(|cause| format!("cannot save: {}", describe(cause)));
+    let cause = cause.as_ref().map(|cause| format!("cannot save: {}", describe(cause)));
     let place = match cause {
         None => in_file().or_else(in_journal).or_else(on_stdout),
         Some(_) => in_journal().or_else(on_stdout).or_else(in_file),

@@ -26,7 +26,7 @@ truncate_first='torture|/    fn overwrite(/,/^    }/ s/file\.handle\.write_all_a
 # The reply waits for the journal until it has been read and merged.
 not_kept='torture|s/save\.keep_reply(&self\.reply);//'
 # What could not be saved is cleaned up, and with it the only copy.
-delete_journal='torture|/    fn commit(/,/^    }/ s/return Err(NotSaved .*journal })/{ journal.iter().for_each(Journal::remove); & }/'
+delete_journal='torture|/    fn commit(/,/^    }/ s/return Err((.*journal))/{ journal.iter().for_each(Journal::remove); & }/'
 # Runs do not wait for each other.
 no_lock='crowd|/^fn lock_within(/,/^}/ s/match handle\.try_lock()/match Ok::<(), TryLockError>(())/
 /    fn lock(/,/^    }/ s/file\.handle\.try_lock()\.is_err()/false/'
