@@ -20,19 +20,14 @@ stand-in: a token endpoint for tests
       --tls CERTNAME       speak TLS with tests/certs/CERTNAME.pem
       --port N             listen on this port of 127.0.0.1 (default: a free one)
       --strict             refuse what is not right (default: grant everything)
-      --rotate, --no-rotate
-                           give a new refresh token with every grant (default: no)
+      --rotate             give a new refresh token with every grant
       --refuse-parallel    refuse a request while another is being processed
-      --think MS           wait between reading a request and processing it
       --delay MS           wait between processing and answering
-      --grace MS           take the token before for so long after a rotation
-      --lose N             process the first N grants, and close without an answer
-      --lose-unseen N      close after the first N requests without processing them
       --client-id ID       the client that --strict knows
       --client-secret S    the secret that --strict demands
       --refresh-token T    the first live refresh token
       --state FILE         write the live tokens there for each request, before
-                           it is processed and before it is answered
+                           it is answered
       --port-file FILE     write the endpoint URL there when listening
       --log FILE           append a line for every request
       --forever            go on when stdin ends
@@ -90,13 +85,8 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             Long("port") => port = parser.value()?.parse()?,
             Long("strict") => strict = true,
             Long("rotate") => oauth = oauth.rotate(true),
-            Long("no-rotate") => oauth = oauth.rotate(false),
             Long("refuse-parallel") => oauth = oauth.refuse_parallel(true),
-            Long("think") => oauth = oauth.think(millis(&mut parser)?),
-            Long("delay") => oauth = oauth.delay(millis(&mut parser)?),
-            Long("grace") => oauth = oauth.grace(millis(&mut parser)?),
-            Long("lose") => oauth = oauth.lose_replies(parser.value()?.parse::<usize>()?),
-            Long("lose-unseen") => oauth = oauth.lose_unseen(parser.value()?.parse::<usize>()?),
+            Long("delay") => oauth = oauth.delay(Duration::from_millis(parser.value()?.parse()?)),
             Long("client-id") => oauth = oauth.client_id(parser.value()?.string()?),
             Long("client-secret") => oauth = oauth.client_secret(parser.value()?.string()?),
             Long("refresh-token") => oauth = oauth.refresh_token(parser.value()?.string()?),
@@ -111,9 +101,4 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
     let oauth = oauth.lenient(!strict);
     let config = Config::oauth(oauth).port(port).tls(tls).log(log);
     Ok(Some(Options { config, port_file, forever }))
-}
-
-/// The value of an option in milliseconds.
-fn millis(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
-    Ok(Duration::from_millis(parser.value()?.parse()?))
 }

@@ -83,7 +83,8 @@ fn it_is_asked_for_again_as_often_as_told() {
 
 #[test]
 fn a_request_that_the_server_never_saw_works_the_second_time() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().lose_unseen(1_usize)));
+    let config = Config::oauth(OAuth::new()).replies([Reply::drop_before_reply()]);
+    let scenario = Scenario::with(config);
     scenario.run(&[]).assert_ok().assert_sent(2);
     scenario.assert_in_step();
 }

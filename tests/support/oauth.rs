@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -16,9 +16,8 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 settings! {
     /// A token endpoint with a memory: it issues tokens, and refuses what is not right.
     ///
-    /// A request is processed once the thinking time is over, and answered after the delay. It
-    /// holds grants side by side, each a family of tokens: the first is there from the start, an
-    /// authorization code makes another. With rotation, using a refresh token a second time
+    /// It holds grants side by side, each a family of tokens: the first is there from the start,
+    /// an authorization code makes another. With rotation, using a refresh token a second time
     /// revokes its family.
     pub struct OAuth {
         /// Knows this client.
@@ -32,21 +31,16 @@ settings! {
         /// Grants whatever the request says.
         lenient: bool = false,
         /// Answers 'token request is already being processed' to a request that comes in while
-        /// another waits for its answer; needs a delay or time to think to have an effect.
+        /// another waits for its answer; needs a delay to have an effect.
         refuse_parallel: bool = false,
-        /// Reads the first so many requests, and closes without having processed them.
-        lose_unseen: usize = 0,
         /// Processes the first so many grants, and closes instead of answering them.
         lose_replies: usize = 0,
-        /// Waits this long between reading a request and processing it.
-        think: Duration = Duration::ZERO,
         /// Waits this long between processing and answering.
         delay: Duration = Duration::ZERO,
         /// Takes the refresh token before for so long after a rotation, and answers it with the
         /// same tokens again, as servers do for clients whose answer was lost.
         grace: Duration = Duration::ZERO,
-        /// Writes its state to this file, by a rename, when a request was read and again before it
-        /// is answered.
+        /// Writes its state to this file, by a rename, before it answers a request.
         state_file: Option<PathBuf> = None,
     }
 }
@@ -64,8 +58,6 @@ pub struct Issued {
     pub families: Vec<Family>,
     pub posts: usize,
     pub in_flight: usize,
-    lost: usize,
-    unseen: usize,
 }
 
 impl Issued {
@@ -139,19 +131,9 @@ impl Family {
     }
 }
 
-/// Takes a request in; gives whether it came while another was being processed.
-pub fn arrive(oauth: &OAuth, issued: &mut Issued) -> bool {
-    issued.in_flight += 1;
-    issued.write(oauth);
-    issued.in_flight > 1
-}
-
 /// Processes a request, and writes the state, before anything is answered.
-pub fn process(oauth: &OAuth, issued: &mut Issued, request: &Request, is_parallel: bool) -> Reply {
-    let reply = if issued.unseen < oauth.lose_unseen {
-        issued.unseen += 1;
-        Reply::drop_before_reply()
-    } else if oauth.refuse_parallel && is_parallel {
+pub fn process(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Reply {
+    let reply = if oauth.refuse_parallel && issued.in_flight > 0 {
         Reply::error(400, "invalid_grant", "token request is already being processed")
     } else {
         let refused = if oauth.lenient { None } else { refusal(oauth, issued, request) };
@@ -264,16 +246,10 @@ fn grant(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Reply {
         body
     });
     let reply = Reply::json(200, body.to_string());
-    if issued.lost == oauth.lose_replies {
-        return reply;
-    }
-    issued.lost += 1;
-    reply.action(Action::DropBeforeReply)
+    if number <= oauth.lose_replies { reply.action(Action::DropBeforeReply) } else { reply }
 }
 
 /// Sixteen digits that no other token has.
 fn random() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let hash = RandomState::new().hash_one(now.unwrap_or_default());
-    format!("{hash:016x}")
+    format!("{:016x}", RandomState::new().hash_one(()))
 }

@@ -1,7 +1,7 @@
 //! An HTTP proxy for the tests that knows CONNECT and nothing else.
 
 use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -9,7 +9,7 @@ use super::http::{Connection, Request, basic};
 use super::{Listener, Reply, lock};
 
 settings! {
-    /// What a [`Proxy`] does; by default it connects everyone to any loopback address.
+    /// What a [`Proxy`] does.
     pub struct ProxyConfig {
         /// Demands this header, and answers 407 to all others.
         authorization: Option<String> = None,
@@ -17,7 +17,7 @@ settings! {
         deny: Option<u16> = None,
         /// Reads the CONNECT and never answers.
         hang: bool = false,
-        /// Connects everyone to this address, whatever host is asked for.
+        /// Connects everyone to this address, whatever host is asked for; to none by default.
         route: Option<SocketAddr> = None,
     }
 }
@@ -105,16 +105,8 @@ fn target(config: &ProxyConfig, request: &Request) -> Result<TcpStream, Reply> {
     if request.method != "CONNECT" {
         return Err(Reply::new(405, "only CONNECT"));
     }
-    let address = config.route.or_else(|| loopback(&request.path));
-    address
-        .and_then(|address| TcpStream::connect(address).ok())
-        .ok_or_else(|| Reply::new(502, "no such target"))
-}
-
-/// The address of `host:port` where that is a loopback address; tests go no further.
-fn loopback(target: &str) -> Option<SocketAddr> {
-    let mut addresses = target.to_socket_addrs().ok()?;
-    addresses.find(|address| address.ip().is_loopback() && address.is_ipv4())
+    let target = config.route.and_then(|address| TcpStream::connect(address).ok());
+    target.ok_or_else(|| Reply::new(502, "no such target"))
 }
 
 /// Copies both ways until both sides have ended.

@@ -534,27 +534,24 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
     if stop.wait(Duration::from_secs(3600), |gate| number >= gate.held_from) {
         return false;
     }
-    let (reply, is_oauth) = match (scripted, &shared.oauth) {
-        (Some(reply), _) => (reply, false),
-        (None, Some(oauth)) => {
-            let is_parallel = oauth::arrive(oauth, &mut lock(&shared.memory).issued);
-            stop.wait(oauth.think, |_| true);
-            let issued = &mut lock(&shared.memory).issued;
-            (oauth::process(oauth, issued, request, is_parallel), true)
-        }
-        (None, None) => (Reply::error(500, "server_error", "the script is empty"), false),
-    };
-    log(shared, connection.number, request, &reply);
-    let stopped = stop.wait(reply.delay, |_| true);
-    {
+    let reply = {
         let mut memory = lock(&shared.memory);
+        let reply = match (scripted, &shared.oauth) {
+            (Some(reply), _) => reply,
+            (None, Some(oauth)) => oauth::process(oauth, &mut memory.issued, request),
+            (None, None) => Reply::error(500, "server_error", "the script is empty"),
+        };
         memory.learn(match &reply.action {
             Action::Raw(bytes) => bytes,
             _ => &reply.body,
         });
-        // Over before the client can see the answer, so that its next request is not parallel.
-        memory.issued.in_flight -= usize::from(is_oauth);
-    }
+        memory.issued.in_flight += 1;
+        reply
+    };
+    log(shared, connection.number, request, &reply);
+    let stopped = stop.wait(reply.delay, |_| true);
+    // Over before the client can see the answer, so that its next request is not parallel.
+    lock(&shared.memory).issued.in_flight -= 1;
     if stopped || reply.action == Action::ResetBeforeReply {
         return false;
     }
