@@ -28,9 +28,7 @@ pub struct Request {
 impl Request {
     /// The first header of this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.headers.iter();
-        let found = headers.find(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
+        header(&self.headers, name)
     }
 
     /// The body as text.
@@ -63,6 +61,12 @@ impl Request {
         secrets.extend(header.map(|(_, token)| token.to_owned()));
         secrets
     }
+}
+
+/// The first of these headers with this name, in any case.
+pub fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let found = headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| value.as_str())
 }
 
 /// Decodes `application/x-www-form-urlencoded` text; what is no escape stays.
@@ -255,23 +259,23 @@ impl Connection {
 
     /// Sends a reply in its framing; gives whether the connection goes on.
     pub fn send(&mut self, reply: &Reply, close: bool) -> bool {
-        let bytes = reply.to_bytes();
+        if reply.framing == Framing::Reset {
+            return false;
+        }
+        self.socket.settle();
+        // The client may be gone already, and that is its own affair.
+        let written = self.write(&reply.to_bytes());
         match reply.framing {
-            Framing::Length | Framing::Chunked if !close => return self.write(&bytes),
-            Framing::Length | Framing::Chunked | Framing::CloseDelimited => self.finish(&bytes),
-            Framing::Unended(_) => {
-                self.write(&bytes);
-                self.wait_for_end();
-            }
-            _ => _ = self.write(&bytes),
+            Framing::Length | Framing::Chunked if !close => return written,
+            Framing::Unended(_) | Framing::Hang => self.wait_for_end(),
+            Framing::CloseAbrupt | Framing::TooLong(_) | Framing::ChunkedCut => {}
+            _ => self.finish(),
         }
         false
     }
 
-    /// Sends the last bytes and ends the connection in good order.
-    pub fn finish(&mut self, bytes: &[u8]) {
-        // The client may be gone already, and that is its own affair.
-        self.write(bytes);
+    /// Ends the connection in good order.
+    fn finish(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             self.write(b"");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::http::{Request, basic, form_encoded};
-use super::{Action, CLIENT_ID, REFRESH_TOKEN, Reply, TOKEN_PATH, grant_body, write_atomically};
+use super::{CLIENT_ID, Framing, REFRESH_TOKEN, Reply, TOKEN_PATH, grant_body, write_atomically};
 
 /// The grant type of RFC 7523.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
@@ -246,7 +246,7 @@ fn grant(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Reply {
         body
     });
     let reply = Reply::json(200, body.to_string());
-    if number <= oauth.lose_replies { reply.action(Action::DropBeforeReply) } else { reply }
+    if number <= oauth.lose_replies { reply.framing(Framing::Drop) } else { reply }
 }
 
 /// Sixteen digits that no other token has.

@@ -77,7 +77,6 @@ fn serve(
     let Some(request) = connection.read_request()? else {
         return Ok(());
     };
-    connection.socket.settle();
     lock(record).push(request.clone());
     if config.hang {
         connection.wait_for_end();
@@ -86,7 +85,7 @@ fn serve(
     match target(config, &request) {
         Ok(target) => tunnel(connection, &stream, &target),
         Err(refusal) => {
-            connection.finish(&refusal.close().to_bytes());
+            connection.send(&refusal.close(), true);
             Ok(())
         }
     }
@@ -111,6 +110,7 @@ fn target(config: &ProxyConfig, request: &Request) -> Result<TcpStream, Reply> {
 
 /// Copies both ways until both sides have ended.
 fn tunnel(mut connection: Connection, client: &TcpStream, target: &TcpStream) -> io::Result<()> {
+    connection.socket.settle();
     let (mut from_client, mut to_target) = (client.try_clone()?, target.try_clone()?);
     connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n");
     to_target.write_all(&std::mem::take(&mut connection.buffer))?;

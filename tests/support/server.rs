@@ -137,11 +137,10 @@ settings! {
         framing: Framing = Framing::Length,
         /// Waits this long, once the request is read, before it acts.
         delay: Duration = Duration::ZERO,
-        action: Action = Action::Answer,
     }
 }
 
-/// How a [`Reply`] says where its body ends.
+/// How a [`Reply`] is sent, and how it says where its body ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// By a right Content-Length.
@@ -158,18 +157,16 @@ pub enum Framing {
     Unended(usize),
     /// In chunks, closed before the last one.
     ChunkedCut,
-}
-
-/// What a [`Reply`] does to the connection.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Action {
-    Answer,
-    /// Sends these bytes as they are, and closes.
-    Raw(Vec<u8>),
-    DropBeforeReply,
-    ResetBeforeReply,
-    DropAtAccept,
+    /// The body is all the bytes of the answer; then it closes.
+    Raw,
+    /// No answer; it waits for the client to close.
     Hang,
+    /// No answer, and a close in good order.
+    Drop,
+    /// No answer, and a reset.
+    Reset,
+    /// As `Drop`, and where the connection is new, before a request is read.
+    DropAtAccept,
 }
 
 impl Reply {
@@ -208,28 +205,28 @@ impl Reply {
 
     /// Reads the request, then sends these bytes as they are, and closes.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self::default().action(Action::Raw(bytes.into()))
+        Self::default().body(bytes).framing(Framing::Raw)
     }
 
     /// Reads the request, then closes the connection in good order.
     pub fn drop_before_reply() -> Self {
-        Self::default().action(Action::DropBeforeReply)
+        Self::default().framing(Framing::Drop)
     }
 
     /// Reads the request, then resets the connection (ECONNRESET for the client).
     pub fn reset_before_reply() -> Self {
-        Self::default().action(Action::ResetBeforeReply)
+        Self::default().framing(Framing::Reset)
     }
 
     /// Closes a new connection before anything was answered: over TLS once the
     /// client has begun its handshake, over plain TCP before the request is read.
     pub fn drop_at_accept() -> Self {
-        Self::default().action(Action::DropAtAccept)
+        Self::default().framing(Framing::DropAtAccept)
     }
 
     /// Reads the request and never answers; ends when the client does.
     pub fn hang() -> Self {
-        Self::default().action(Action::Hang)
+        Self::default().framing(Framing::Hang)
     }
 
     /// Adds a header.
@@ -249,32 +246,30 @@ impl Reply {
         for (name, value) in &self.headers {
             _ = write!(head, "{name}: {value}\r\n");
         }
-        let bodyless = self.status == 204 || self.status == 304;
-        let chunked = matches!(self.framing, Framing::Chunked | Framing::ChunkedCut);
-        let extra = match self.framing {
-            Framing::Length => Some(0),
-            Framing::TooLong(extra) | Framing::Unended(extra) => Some(extra),
-            _ => None,
-        };
-        if bodyless {
-            return (head + "\r\n").into_bytes();
-        } else if chunked {
-            head += "Transfer-Encoding: chunked\r\n";
-        } else if let Some(extra) = extra {
-            _ = write!(head, "Content-Length: {}\r\n", self.body.len() + extra);
+        let mut body = self.body.clone();
+        match self.framing {
+            Framing::Raw => return body,
+            Framing::Hang | Framing::Drop | Framing::Reset | Framing::DropAtAccept => {
+                return Vec::new();
+            }
+            _ if self.status == 204 || self.status == 304 => body.clear(),
+            Framing::Length => _ = write!(head, "Content-Length: {}\r\n", body.len()),
+            Framing::TooLong(extra) | Framing::Unended(extra) => {
+                _ = write!(head, "Content-Length: {}\r\n", body.len() + extra);
+            }
+            Framing::Chunked | Framing::ChunkedCut => {
+                head += "Transfer-Encoding: chunked\r\n";
+                let sized = |chunk: &[u8]| {
+                    [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat()
+                };
+                body = body.chunks(7).flat_map(sized).collect();
+                if self.framing == Framing::Chunked {
+                    body.extend_from_slice(b"0\r\n\r\n");
+                }
+            }
+            _ => {}
         }
-        let mut out = (head + "\r\n").into_bytes();
-        if !chunked {
-            out.extend_from_slice(&self.body);
-            return out;
-        }
-        for chunk in self.body.chunks(7) {
-            out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
-            out.extend_from_slice(chunk);
-            out.extend_from_slice(b"\r\n");
-        }
-        let end: &[u8] = if self.framing == Framing::Chunked { b"0\r\n\r\n" } else { b"" };
-        [&out, end].concat()
+        [head.as_bytes(), b"\r\n", &body].concat()
     }
 }
 
@@ -499,7 +494,7 @@ fn serve(shared: &Shared, accepted: (TcpStream, usize), stop: &Stop) {
     let mut connection = Connection::new(accepted, shared.tls.as_ref());
     let drops_at_accept = {
         let mut memory = lock(&shared.memory);
-        let due = memory.replies.front().is_some_and(|it| it.action == Action::DropAtAccept);
+        let due = memory.replies.front().is_some_and(|it| it.framing == Framing::DropAtAccept);
         due && memory.next_reply(shared.oauth.is_none()).is_some()
     };
     if drops_at_accept {
@@ -510,14 +505,16 @@ fn serve(shared: &Shared, accepted: (TcpStream, usize), stop: &Stop) {
         return;
     }
     loop {
-        match connection.read_request() {
-            Ok(Some(request)) if answer(shared, &mut connection, &request, stop) => {}
-            Ok(_) => return,
+        let goes_on = match connection.read_request() {
+            Ok(Some(request)) => answer(shared, &mut connection, &request, stop),
+            Ok(None) => false,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                connection.socket.settle();
-                return connection.finish(&Reply::new(400, "not HTTP").close().to_bytes());
+                connection.send(&Reply::new(400, "not HTTP").close(), true)
             }
             Err(_) => return connection.socket.linger(),
+        };
+        if !goes_on {
+            return;
         }
     }
 }
@@ -541,10 +538,7 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
             (None, Some(oauth)) => oauth::process(oauth, &mut memory.issued, request),
             (None, None) => Reply::error(500, "server_error", "the script is empty"),
         };
-        memory.learn(match &reply.action {
-            Action::Raw(bytes) => bytes,
-            _ => &reply.body,
-        });
+        memory.learn(&reply.body);
         memory.issued.in_flight += 1;
         reply
     };
@@ -552,24 +546,10 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
     let stopped = stop.wait(reply.delay, |_| true);
     // Over before the client can see the answer, so that its next request is not parallel.
     lock(&shared.memory).issued.in_flight -= 1;
-    if stopped || reply.action == Action::ResetBeforeReply {
-        return false;
-    }
-    connection.socket.settle();
-    match &reply.action {
-        Action::Answer => {
-            let closes =
-                |header: Option<&str>| header.is_some_and(|it| it.eq_ignore_ascii_case("close"));
-            let mut headers = reply.headers.iter();
-            let ours = headers.find(|(name, _)| name.eq_ignore_ascii_case("connection"));
-            let close = closes(request.header("connection")) || closes(ours.map(|(_, it)| &**it));
-            return connection.send(&reply, close);
-        }
-        Action::Raw(bytes) => connection.finish(bytes),
-        Action::Hang => connection.wait_for_end(),
-        _ => connection.finish(b""),
-    }
-    false
+    let closes = |headers| {
+        http::header(headers, "connection").is_some_and(|it| it.eq_ignore_ascii_case("close"))
+    };
+    !stopped && connection.send(&reply, closes(&request.headers) || closes(&reply.headers))
 }
 
 /// Appends a line about this request to the log; without secrets.
