@@ -31,7 +31,7 @@ fn assert_all_served(scenario: &Scenario, outcomes: &[Outcome]) {
         outcome.assert(granted.contains(&token), "printed a token that was not granted");
     }
     scenario.assert_in_step();
-    assert!(!scenario.server.revoked());
+    assert!(!scenario.server.live().revoked);
     assert!(scenario.server.grants() <= outcomes.len());
 }
 
@@ -82,7 +82,7 @@ fn twenty_runs_at_once_that_mind_the_age_send_one_request() {
     let run = |_| scenario.command().args(["--if-older-than", "1h", TOKEN_FILE]);
     for outcome in all_at_once(run) {
         outcome.assert_ok();
-        assert_eq!(Some(outcome.text().trim_end()), scenario.server.live_access_token().as_deref());
+        assert_eq!(Some(outcome.text().trim_end()), scenario.server.live().access_token.as_deref());
     }
     assert_eq!(scenario.server.posts(), 1);
     scenario.assert_in_step();

@@ -346,7 +346,7 @@ fn a_rotated_refresh_token_is_saved_and_used_the_next_time() {
         scenario.assert_in_step();
     }
     assert_eq!(scenario.server.grants(), 3);
-    assert!(!scenario.server.revoked());
+    assert!(!scenario.server.live().revoked);
 }
 
 #[test]

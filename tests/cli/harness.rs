@@ -139,8 +139,8 @@ impl Scenario {
     /// Holds the token file to what a strict endpoint granted last, with nothing left beside it.
     #[track_caller]
     pub fn assert_in_step(&self) {
-        assert_eq!(Some(self.member("access_token")), self.server.live_access_token());
-        assert_eq!(Some(self.member("refresh_token")), self.server.live_refresh_token());
+        assert_eq!(Some(self.member("access_token")), self.server.live().access_token);
+        assert_eq!(Some(self.member("refresh_token")), self.server.live().refresh_token);
         assert!(!self.journal().exists(), "the journal is still there");
         assert_eq!(self.server.replays(), 0, "a used refresh token was sent again");
     }

@@ -259,6 +259,6 @@ fn a_grant_for_a_file_with_several_names_is_recovered() {
     scenario.run(&[]).assert_ok().assert_sent(1);
     scenario.assert_in_step();
     let other: Value = scenario.dir.json("other.json");
-    assert_eq!(other["refresh_token"].as_str(), scenario.server.live_refresh_token().as_deref());
+    assert_eq!(other["refresh_token"].as_str(), scenario.server.live().refresh_token.as_deref());
     assert_eq!(scenario.dir.names(), ["other.json", TOKEN_FILE]);
 }

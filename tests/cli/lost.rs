@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use rustls::version::{TLS12, TLS13};
+
 use crate::harness::{Outcome, Scenario, TOKEN_FILE};
-use crate::server::{Config, Framing, OAuth, Reply, Tls, Versions, certificate_path};
+use crate::server::{Config, Framing, OAuth, Reply, Tls, certificate_path};
 
 const MAY_HAVE_USED: &str = "the server may have used the refresh token";
 
@@ -53,10 +55,10 @@ fn a_lost_answer_is_asked_for_again() {
 #[test]
 fn over_tls_it_is_asked_for_again_just_the_same() {
     let ca = certificate_path("ca");
-    for versions in [Versions::Only12, Versions::Only13] {
+    for version in [&TLS12, &TLS13] {
         for loss in losses() {
             let config = Config::scripted([loss, grant()]);
-            let scenario = Scenario::with(config.tls(Tls::new("server").versions(versions)));
+            let scenario = Scenario::with(config.tls(Tls::new("server").versions([version])));
             let outcome = scenario.run(&["--ca-cert", &ca.to_string_lossy()]);
             assert_saved(&scenario, &outcome, 2);
         }

@@ -9,12 +9,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::version::{TLS12, TLS13};
+
 use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document, wait_until};
 use crate::server::http::basic;
 use crate::server::proxy::{Proxy, ProxyConfig};
-use crate::server::{
-    CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, Versions, certificate_path,
-};
+use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, certificate_path};
 
 /// An endpoint that is not this machine by its name; a proxy's routes lead to it.
 const FAR_ENDPOINT: &str = "https://login.example.test/services/oauth2/token";
@@ -73,7 +73,7 @@ fn impossible_host(domain: &str) -> String {
 #[test]
 fn tls_1_2_and_1_3_are_spoken() {
     for (versions, name) in
-        [(Versions::Only12, "TLSv1_2"), (Versions::Only13, "TLSv1_3"), (Versions::Both, "TLSv1_3")]
+        [(vec![&TLS12], "TLSv1_2"), (vec![&TLS13], "TLSv1_3"), (vec![&TLS13, &TLS12], "TLSv1_3")]
     {
         let scenario = tls_scenario(Tls::new("server").versions(versions));
         assert_granted(&scenario, &trusting(&scenario).arg(TOKEN_FILE).run());
@@ -84,8 +84,8 @@ fn tls_1_2_and_1_3_are_spoken() {
 #[test]
 fn certificates_with_rsa_and_with_an_intermediate_are_accepted() {
     for name in ["server-rsa", "server-chain"] {
-        for versions in [Versions::Only12, Versions::Only13] {
-            let scenario = tls_scenario(Tls::new(name).versions(versions));
+        for version in [&TLS12, &TLS13] {
+            let scenario = tls_scenario(Tls::new(name).versions([version]));
             assert_granted(&scenario, &trusting(&scenario).arg(TOKEN_FILE).run());
         }
     }
@@ -172,8 +172,8 @@ fn forward(listener: TcpListener, to: SocketAddr) {
 #[track_caller]
 fn refuses_certificate(tls: &Tls, roots: Option<&str>, says: &str) -> Outcome {
     let mut last = None;
-    for versions in [Versions::Only12, Versions::Only13] {
-        let scenario = tls_scenario(tls.clone().versions(versions));
+    for version in [&TLS12, &TLS13] {
+        let scenario = tls_scenario(tls.clone().versions([version]));
         let run = scenario.command().args(["--retry", "3"]);
         let run = roots.into_iter().fold(run, |run, name| run.args(["--ca-cert", &certs(name)]));
         let outcome = run.arg(TOKEN_FILE).run();
@@ -247,7 +247,7 @@ fn a_certificate_that_is_not_for_servers_is_refused_in_words() {
 
 #[test]
 fn a_server_that_demands_a_client_certificate_is_a_matter_of_set_up() {
-    for versions in [Versions::Only12, Versions::Only13, Versions::Both] {
+    for versions in [vec![&TLS12], vec![&TLS13], vec![&TLS13, &TLS12]] {
         let scenario = tls_scenario(Tls::new("server").versions(versions).client_certificate(true));
         let outcome = trusting(&scenario).args(["--retry", "3", TOKEN_FILE]).run();
         outcome.assert_failed_unsent(5).assert_says(CERTIFICATE_DEMANDED);

@@ -136,7 +136,7 @@ fn one_sfdx_url_is_one_login_and_makes_one_file() {
     let url = format!("force://{CLIENT_ID}::{REFRESH_TOKEN}@x.test");
     let run = scenario.command().env("SFDX_AUTH_URL", url);
     run.args(["a.json", "b.json"]).run().assert_failed_unsent(1);
-    assert!(!scenario.server.revoked(), "the grant is lost");
+    assert!(!scenario.server.live().revoked, "the grant is lost");
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_conflict_without_a_place_for_a_file_prints_the_document() {
         fs::write(scenario.file(), theirs).expect("to write");
     });
     outcome.assert_status(6).assert_says("stdout");
-    let live = scenario.server.live_refresh_token().expect("a token");
+    let live = scenario.server.live().refresh_token.expect("a token");
     outcome.assert(outcome.text().contains(&live), "the grant is lost");
 }
 

@@ -84,7 +84,7 @@ fn assert_both_kept(scenario: &Scenario, outcome: &Outcome, folder: &Path) {
     assert_eq!(fs::metadata(&path).expect("a file").mode() & 0o7777, 0o600);
     let ours: serde_json::Value =
         serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON");
-    let live = (scenario.server.live_access_token(), scenario.server.live_refresh_token());
+    let live = (scenario.server.live().access_token, scenario.server.live().refresh_token);
     let token = |name: &str| ours[name].as_str().map(str::to_owned);
     assert_eq!((token("access_token"), token("refresh_token")), live);
     assert_eq!(ours["scope"], "refresh_token api id");

@@ -162,15 +162,15 @@ fn printed(outcome: &Outcome) -> Value {
 fn a_filter_reads_a_document_and_prints_the_renewed_one() {
     let scenario = Scenario::strict();
     for options in [&[][..], &["-o", "json"]] {
-        let live = scenario.server.live_refresh_token().expect("a live token");
+        let live = scenario.server.live().refresh_token.expect("a live token");
         let stdin = format!("\u{FEFF}{}", token_document().replace(REFRESH_TOKEN, &live));
         let outcome = filter(&scenario, &stdin, options);
         outcome.assert_ok().assert_sent(1).assert_unchanged();
         outcome.assert_says("OAuth2 authorization granted!");
         let document = printed(&outcome);
         let token = |name: &str| document[name].as_str().map(str::to_owned);
-        assert_eq!(token("access_token"), scenario.server.live_access_token());
-        assert_eq!(token("refresh_token"), scenario.server.live_refresh_token());
+        assert_eq!(token("access_token"), scenario.server.live().access_token);
+        assert_eq!(token("refresh_token"), scenario.server.live().refresh_token);
         assert_eq!(outcome.text(), format!("{document:#}\n"));
     }
 }
@@ -240,7 +240,7 @@ fn a_file_named_like_a_filter_is_reached_by_its_folder() {
     fs::rename(scenario.file(), scenario.dir.join("-")).expect("to rename");
     scenario.command().arg("./-").run().assert_ok().assert_sent(1).assert_says("sf-refresh: ./-: ");
     let token = scenario.dir.json("-")["access_token"].as_str().map(str::to_owned);
-    assert_eq!(token, scenario.server.live_access_token());
+    assert_eq!(token, scenario.server.live().access_token);
 }
 
 // ---- stdout that fails ----
@@ -315,8 +315,8 @@ fn assert_rescued(scenario: &Scenario, outcome: &Outcome) {
     outcome.assert_status(6).assert_sent(1);
     let document = rescued(scenario, outcome);
     let token = |name: &str| document[name].as_str().map(str::to_owned);
-    assert_eq!(token("access_token"), scenario.server.live_access_token());
-    assert_eq!(token("refresh_token"), scenario.server.live_refresh_token());
+    assert_eq!(token("access_token"), scenario.server.live().access_token);
+    assert_eq!(token("refresh_token"), scenario.server.live().refresh_token);
 }
 
 #[test]

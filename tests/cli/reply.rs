@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustls::version::{TLS12, TLS13};
 use serde_json::json;
 
 use crate::harness::{OLD_ACCESS_TOKEN, Outcome, Scenario, TOKEN_FILE, form_encoded};
 use crate::server::{
-    CLIENT_ID, Config, Framing, REFRESH_TOKEN, Reply, Server, Tls, Versions, certificate_path,
+    CLIENT_ID, Config, Framing, REFRESH_TOKEN, Reply, Server, Tls, certificate_path,
 };
 
 const NEW_ACCESS_TOKEN: &str = "00Dxx0000001gPL!AT-1-scripted";
@@ -147,9 +148,9 @@ fn a_whole_grant_counts_however_the_connection_ends_after_it() {
         Framing::ChunkedCut,
     ] {
         granted(grant().framing(framing));
-        for versions in [Versions::Only12, Versions::Only13] {
+        for version in [&TLS12, &TLS13] {
             let reply = grant().framing(framing);
-            let tls = Tls::new("server").versions(versions);
+            let tls = Tls::new("server").versions([version]);
             let scenario = Scenario::with(Config::scripted([reply]).tls(tls));
             let ca = certificate_path("ca");
             let outcome = scenario.run(&["--ca-cert", &ca.to_string_lossy()]);

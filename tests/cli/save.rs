@@ -222,7 +222,7 @@ fn a_file_of_another_user_in_a_sticky_folder_stays_that_user_s() {
     outcome.assert_ok().assert_says("saved in place");
     assert_eq!(fs::metadata(&path).expect("file").uid(), SOMEBODY);
     let renewed = scenario.dir.json("sticky/token.json");
-    assert_eq!(renewed["refresh_token"].as_str(), scenario.server.live_refresh_token().as_deref());
+    assert_eq!(renewed["refresh_token"].as_str(), scenario.server.live().refresh_token.as_deref());
     assert_eq!(fs::read_dir(scenario.dir.join("sticky")).expect("folder").count(), 1);
 }
 
@@ -240,7 +240,7 @@ fn a_folder_that_may_be_written_and_not_read_is_no_hindrance() {
     let outcome = scenario.command().arg("drop/token.json").user(NOBODY).run();
     outcome.assert_ok().assert_sent(1);
     let renewed = scenario.dir.json("drop/token.json");
-    assert_eq!(renewed["refresh_token"].as_str(), scenario.server.live_refresh_token().as_deref());
+    assert_eq!(renewed["refresh_token"].as_str(), scenario.server.live().refresh_token.as_deref());
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_name_too_long_for_a_journal_is_saved_in_place() {
     scenario.command().arg(&name).run().assert_ok().assert_says("saved in place");
     assert_eq!(scenario.dir.names(), [name.as_str()]);
     let token = scenario.dir.json(&name)["access_token"].as_str().map(str::to_owned);
-    assert_eq!(token, scenario.server.live_access_token());
+    assert_eq!(token, scenario.server.live().access_token);
 }
 
 #[test]

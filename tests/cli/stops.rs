@@ -108,7 +108,7 @@ fn a_filter_that_is_stopped_while_it_waits_prints_its_document() {
         outcome.assert_ok().assert_unchanged();
         let document: serde_json::Value = serde_json::from_slice(&outcome.stdout)
             .unwrap_or_else(|e| outcome.fail(&e.to_string()));
-        let live = scenario.server.live_refresh_token();
+        let live = scenario.server.live().refresh_token;
         assert_eq!(document["refresh_token"].as_str(), live.as_deref());
     }
 }

@@ -225,7 +225,7 @@ fn a_file_whose_name_is_not_utf_8_is_renewed() {
     std::fs::rename(scenario.file(), scenario.dir.join(name)).expect("to rename");
     scenario.command().arg(name).run().assert_ok().assert_sent(1);
     let renewed = scenario.dir.json(name);
-    assert_eq!(renewed["access_token"].as_str(), scenario.server.live_access_token().as_deref());
+    assert_eq!(renewed["access_token"].as_str(), scenario.server.live().access_token.as_deref());
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Issued {
 }
 
 /// The tokens that come from one login.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Family {
     pub refresh_token: Option<String>,
     pub access_token: Option<String>,

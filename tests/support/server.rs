@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ALL_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use serde_json::{Value, json};
 
 /// A struct of settings with their defaults, and a method for each that sets it.
@@ -58,8 +58,8 @@ pub mod proxy;
 
 use http::Connection;
 use http::Request;
-use oauth::Issued;
 pub use oauth::OAuth;
+use oauth::{Family, Issued};
 
 /// The path of the token endpoint, as Salesforce has it.
 pub const TOKEN_PATH: &str = "/services/oauth2/token";
@@ -104,20 +104,12 @@ settings! {
         /// The name of its certificate in `tests/certs`.
         certificate: String = "server".to_owned(),
         /// Offers these versions only.
-        versions: Versions = Versions::Both,
+        versions: Vec<&'static SupportedProtocolVersion> = ALL_VERSIONS.to_vec(),
         /// Demands a client certificate.
         client_certificate: bool = false,
         /// Leaves out the intermediate certificates, a common mistake of servers.
         leaf_only: bool = false,
     }
-}
-
-/// The TLS versions a [`Server`] offers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Versions {
-    Both,
-    Only12,
-    Only13,
 }
 
 impl Tls {
@@ -283,9 +275,8 @@ pub struct Server {
 
 /// What the threads of one server share.
 struct Shared {
+    config: Config,
     tls: Option<Arc<ServerConfig>>,
-    oauth: Option<OAuth>,
-    log: Option<PathBuf>,
     memory: Mutex<Memory>,
 }
 
@@ -300,9 +291,9 @@ struct Memory {
 }
 
 impl Memory {
-    /// The next scripted reply; the last one stays when `endless`.
-    fn next_reply(&mut self, endless: bool) -> Option<Reply> {
-        if endless && self.replies.len() == 1 {
+    /// The next scripted reply; the last one stays where no endpoint comes after it.
+    fn next_reply(&mut self, config: &Config) -> Option<Reply> {
+        if config.endpoint.is_none() && self.replies.len() == 1 {
             return self.replies.front().cloned();
         }
         self.replies.pop_front()
@@ -323,21 +314,15 @@ impl Memory {
 impl Server {
     /// Starts it; panics where it cannot, as tests do.
     pub fn start(config: Config) -> Self {
-        let mut memory = Memory { replies: config.replies, ..Memory::default() };
+        let mut memory = Memory { replies: config.replies.clone(), ..Memory::default() };
         if let Some(oauth) = &config.endpoint {
             memory.issued = Issued::new(oauth);
             memory.secrets.extend([oauth.refresh_token.clone(), oauth.client_secret.clone()]);
         }
-        let shared = Arc::new(Shared {
-            tls: config.tls.as_ref().map(tls_config),
-            oauth: config.endpoint,
-            log: config.log,
-            memory: Mutex::new(memory),
-        });
+        let (port, tls) = (config.port, config.tls.as_ref().map(tls_config));
+        let shared = Arc::new(Shared { config, tls, memory: Mutex::new(memory) });
         let serving = Arc::clone(&shared);
-        let listener = Listener::start(config.port, move |accepted, stop| {
-            serve(&serving, accepted, stop);
-        });
+        let listener = Listener::start(port, move |accepted, stop| serve(&serving, accepted, stop));
         Self { listener, shared }
     }
 
@@ -386,19 +371,9 @@ impl Server {
         self.memory().issued.families.iter().map(|family| family.replays).sum()
     }
 
-    /// Whether the first grant was revoked.
-    pub fn revoked(&self) -> bool {
-        self.memory().issued.families[0].revoked
-    }
-
-    /// The refresh token of the first grant that works now; None once it was revoked.
-    pub fn live_refresh_token(&self) -> Option<String> {
-        self.memory().issued.families[0].refresh_token.clone()
-    }
-
-    /// The access token of the first grant; None once it was revoked.
-    pub fn live_access_token(&self) -> Option<String> {
-        self.memory().issued.families[0].access_token.clone()
+    /// The first grant as it is now: the tokens that work, and whether it was revoked.
+    pub fn live(&self) -> Family {
+        self.memory().issued.families[0].clone()
     }
 
     /// Every token, signature and secret that went over the wire or is configured.
@@ -419,8 +394,8 @@ impl Server {
     /// Lets the request of this number wait before it is processed, counted from 1, and those
     /// after it; lets go of those before.
     pub fn hold_from(&self, number: usize) {
-        lock(&self.listener.stop.gate).held_from = number;
-        self.listener.stop.wake.notify_all();
+        lock(&self.listener.stop.state).held_from = Some(number);
+        self.listener.stop.changed.notify_all();
     }
 
     /// Lets go of every request.
@@ -430,10 +405,7 @@ impl Server {
 
     /// Waits until every accepted connection has ended, at most ten seconds.
     pub fn wait_idle(&self) {
-        let stop = &self.listener.stop;
-        let busy = |open: &mut HashMap<usize, TcpStream>| !open.is_empty();
-        let limit = Duration::from_secs(10);
-        drop(stop.ended.wait_timeout_while(lock(&stop.open), limit, busy));
+        self.listener.stop.wait(Duration::from_secs(10), |state| !state.open.is_empty());
     }
 }
 
@@ -465,13 +437,8 @@ fn certificates(name: &str) -> Vec<CertificateDer<'static>> {
 
 fn tls_config(tls: &Tls) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions: &[&rustls::SupportedProtocolVersion] = match tls.versions {
-        Versions::Both => &[&rustls::version::TLS13, &rustls::version::TLS12],
-        Versions::Only12 => &[&rustls::version::TLS12],
-        Versions::Only13 => &[&rustls::version::TLS13],
-    };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&tls.versions)
         .expect("TLS versions");
     let builder = if tls.client_certificate {
         let mut roots = RootCertStore::empty();
@@ -495,7 +462,7 @@ fn serve(shared: &Shared, accepted: (TcpStream, usize), stop: &Stop) {
     let drops_at_accept = {
         let mut memory = lock(&shared.memory);
         let due = memory.replies.front().is_some_and(|it| it.framing == Framing::DropAtAccept);
-        due && memory.next_reply(shared.oauth.is_none()).is_some()
+        due && memory.next_reply(&shared.config).is_some()
     };
     if drops_at_accept {
         if shared.tls.is_some() {
@@ -526,14 +493,15 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
         memory.issued.posts += usize::from(request.method == "POST");
         memory.secrets.extend(request.secrets());
         memory.requests.push(request.clone());
-        (memory.next_reply(shared.oauth.is_none()), memory.requests.len())
+        (memory.next_reply(&shared.config), memory.requests.len())
     };
-    if stop.wait(Duration::from_secs(3600), |gate| number >= gate.held_from) {
+    let is_held = |state: &State| state.held_from.is_some_and(|from| number >= from);
+    if stop.wait(Duration::from_secs(3600), is_held) {
         return false;
     }
     let reply = {
         let mut memory = lock(&shared.memory);
-        let reply = match (scripted, &shared.oauth) {
+        let reply = match (scripted, &shared.config.endpoint) {
             (Some(reply), _) => reply,
             (None, Some(oauth)) => oauth::process(oauth, &mut memory.issued, request),
             (None, None) => Reply::error(500, "server_error", "the script is empty"),
@@ -554,7 +522,7 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
 
 /// Appends a line about this request to the log; without secrets.
 fn log(shared: &Shared, connection: usize, request: &Request, reply: &Reply) {
-    let Some(path) = &shared.log else { return };
+    let Some(path) = &shared.config.log else { return };
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let (method, path_sent, status) = (&request.method, &request.path, reply.status);
     let error = body["error"].as_str().unwrap_or_default();
@@ -608,30 +576,25 @@ struct Listener {
 /// What tells the threads of a listener to wait or to end.
 #[derive(Default)]
 struct Stop {
-    gate: Mutex<Gate>,
-    wake: Condvar,
-    open: Mutex<HashMap<usize, TcpStream>>,
-    ended: Condvar,
-    accepted: Mutex<usize>,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-struct Gate {
-    stopped: bool,
+/// The connections of a listener, and whether they have to wait or to end.
+#[derive(Default)]
+struct State {
+    accepted: usize,
+    open: HashMap<usize, TcpStream>,
     /// The first request that has to wait.
-    held_from: usize,
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self { stopped: false, held_from: usize::MAX }
-    }
+    held_from: Option<usize>,
+    stopped: bool,
 }
 
 impl Stop {
     /// Waits this long, while this holds, or until stopped; gives whether it was stopped.
-    fn wait(&self, limit: Duration, holds: impl Fn(&Gate) -> bool) -> bool {
-        let waits = |gate: &mut Gate| !gate.stopped && holds(gate);
-        let waited = self.wake.wait_timeout_while(lock(&self.gate), limit, waits);
+    fn wait(&self, limit: Duration, holds: impl Fn(&State) -> bool) -> bool {
+        let waits = |state: &mut State| !state.stopped && holds(state);
+        let waited = self.changed.wait_timeout_while(lock(&self.state), limit, waits);
         waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 }
@@ -647,21 +610,20 @@ impl Listener {
         let accepting = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
-                if lock(&accepting.gate).stopped {
+                let mut state = lock(&accepting.state);
+                if state.stopped {
                     return;
                 }
                 // A client that gave up between connect and accept.
                 let Ok(stream) = stream else { continue };
-                *lock(&accepting.accepted) += 1;
-                let number = *lock(&accepting.accepted);
-                if let Ok(clone) = stream.try_clone() {
-                    lock(&accepting.open).insert(number, clone);
-                }
+                state.accepted += 1;
+                let number = state.accepted;
+                state.open.extend(stream.try_clone().ok().map(|clone| (number, clone)));
                 let (serve, stop) = (Arc::clone(&serve), Arc::clone(&accepting));
                 thread::spawn(move || {
                     serve((stream, number), &stop);
-                    lock(&stop.open).remove(&number);
-                    stop.ended.notify_all();
+                    lock(&stop.state).open.remove(&number);
+                    stop.changed.notify_all();
                 });
             }
         });
@@ -670,20 +632,20 @@ impl Listener {
 
     /// How many connections were accepted.
     fn accepted(&self) -> usize {
-        *lock(&self.stop.accepted)
+        lock(&self.stop.state).accepted
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        lock(&self.stop.gate).stopped = true;
-        self.stop.wake.notify_all();
+        lock(&self.stop.state).stopped = true;
+        self.stop.changed.notify_all();
         // Wakes the accepting thread, which then sees that it is over.
         drop(TcpStream::connect(self.address));
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
-        for stream in lock(&self.stop.open).values() {
+        for stream in lock(&self.stop.state).open.values() {
             drop(stream.shutdown(Shutdown::Both));
         }
     }
