@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document, wait_until};
 use crate::server::http::basic;
-use crate::server::proxy::{Proxy, ProxyConfig};
+use crate::server::proxy::{Proxy, ProxyConfig, relay};
 use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, certificate_path};
 
 /// An endpoint that is not this machine by its name; a proxy's routes lead to it.
@@ -153,15 +153,7 @@ fn an_endpoint_may_have_an_ipv6_address() {
 fn forward(listener: TcpListener, to: SocketAddr) {
     thread::spawn(move || -> io::Result<()> {
         let (client, _) = listener.accept()?;
-        let target = TcpStream::connect(to)?;
-        let (mut from_client, mut to_target) = (client.try_clone()?, target.try_clone()?);
-        let upward = thread::spawn(move || {
-            drop(io::copy(&mut from_client, &mut to_target));
-            drop(to_target.shutdown(Shutdown::Write));
-        });
-        drop(io::copy(&mut &target, &mut &client));
-        drop(client.shutdown(Shutdown::Write));
-        drop(upward.join());
+        relay(&client, &TcpStream::connect(to)?);
         Ok(())
     });
 }

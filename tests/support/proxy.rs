@@ -83,12 +83,15 @@ fn serve(
         return Ok(());
     }
     match target(config, &request) {
-        Ok(target) => tunnel(connection, &stream, &target),
-        Err(refusal) => {
-            connection.send(&refusal.close(), true);
-            Ok(())
+        Ok(target) => {
+            connection.socket.settle();
+            connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n");
+            (&target).write_all(&connection.buffer)?;
+            relay(&stream, &target);
         }
+        Err(refusal) => _ = connection.send(&refusal.close(), true),
     }
+    Ok(())
 }
 
 /// The connection a CONNECT asks for, or how it is refused.
@@ -109,19 +112,14 @@ fn target(config: &ProxyConfig, request: &Request) -> Result<TcpStream, Reply> {
 }
 
 /// Copies both ways until both sides have ended.
-fn tunnel(mut connection: Connection, client: &TcpStream, target: &TcpStream) -> io::Result<()> {
-    connection.socket.settle();
-    let (mut from_client, mut to_target) = (client.try_clone()?, target.try_clone()?);
-    connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n");
-    to_target.write_all(&std::mem::take(&mut connection.buffer))?;
-    let upward = thread::spawn(move || {
-        drop(io::copy(&mut from_client, &mut to_target));
-        drop(to_target.shutdown(Shutdown::Write));
+pub fn relay(client: &TcpStream, target: &TcpStream) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            drop(io::copy(&mut &*client, &mut &*target));
+            drop(target.shutdown(Shutdown::Write));
+        });
+        drop(io::copy(&mut &*target, &mut &*client));
+        // A target that has ended answers nothing more.
+        drop(client.shutdown(Shutdown::Both));
     });
-    let (mut from_target, mut to_client) = (target, client);
-    drop(io::copy(&mut from_target, &mut to_client));
-    // A target that has ended answers nothing more.
-    drop(client.shutdown(Shutdown::Both));
-    drop(upward.join());
-    Ok(())
 }
