@@ -414,27 +414,13 @@ pub fn certificate_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/certs").join(format!("{name}.pem"))
 }
 
-/// The certificates and key of this name, built in so that the stand-in runs anywhere.
-fn certificate(name: &str) -> &'static [u8] {
-    match name {
-        "ca" => include_bytes!("../certs/ca.pem"),
-        "client-auth" => include_bytes!("../certs/client-auth.pem"),
-        "expired" => include_bytes!("../certs/expired.pem"),
-        "not-yet-valid" => include_bytes!("../certs/not-yet-valid.pem"),
-        "self-signed" => include_bytes!("../certs/self-signed.pem"),
-        "server" => include_bytes!("../certs/server.pem"),
-        "server-chain" => include_bytes!("../certs/server-chain.pem"),
-        "server-rsa" => include_bytes!("../certs/server-rsa.pem"),
-        "wrong-host" => include_bytes!("../certs/wrong-host.pem"),
-        _ => panic!("no certificate named {name:?}"),
-    }
-}
-
+/// The certificates in the file of this name.
 fn certificates(name: &str) -> Vec<CertificateDer<'static>> {
-    let found: Result<_, _> = CertificateDer::pem_slice_iter(certificate(name)).collect();
-    found.expect("certificate in PEM")
+    let found = CertificateDer::pem_file_iter(certificate_path(name)).and_then(Iterator::collect);
+    found.unwrap_or_else(|error| panic!("certificate {name}: {error}"))
 }
 
+/// What rustls needs to serve as told.
 fn tls_config(tls: &Tls) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -452,7 +438,7 @@ fn tls_config(tls: &Tls) -> Arc<ServerConfig> {
     if tls.leaf_only {
         chain.truncate(1);
     }
-    let key = PrivateKeyDer::from_pem_slice(certificate(&tls.certificate)).expect("key in PEM");
+    let key = PrivateKeyDer::from_pem_file(certificate_path(&tls.certificate)).expect("a key");
     Arc::new(builder.with_single_cert(chain, key).expect("certificate and key"))
 }
 
