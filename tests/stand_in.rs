@@ -2,7 +2,7 @@
 //! It prints the URL of the token endpoint, and runs until its stdin ends.
 
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,13 +34,6 @@ stand-in: a token endpoint for tests
   -h, --help
 ";
 
-/// What the command line says.
-struct Options {
-    config: Config,
-    port_file: Option<PathBuf>,
-    forever: bool,
-}
-
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,39 +44,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves until stdin ends.
+/// Reads the command line, and serves until stdin ends.
 fn run() -> Result<(), Box<dyn Error>> {
-    let Some(options) = parse(lexopt::Parser::from_env())? else {
-        print!("{HELP}");
-        return Ok(());
-    };
-    let server = Server::start(options.config);
-    if let Some(path) = &options.port_file {
-        server::write_atomically(path, &format!("{}\n", server.url()));
-    }
-    let mut stdout = io::stdout();
-    writeln!(stdout, "{}", server.url())?;
-    stdout.flush()?;
-    if options.forever {
-        loop {
-            std::thread::park();
-        }
-    }
-    let mut stdin = io::stdin();
-    while stdin.read(&mut [0; 512])? > 0 {}
-    Ok(())
-}
-
-/// Reads the command line; None where it asks for help.
-fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
-    let mut oauth = OAuth::new().rotate(false);
-    let (mut port, mut tls, mut log, mut port_file) = (0_u16, None, None, None);
-    let (mut strict, mut forever) = (false, false);
+    let mut parser = lexopt::Parser::from_env();
+    let (mut oauth, mut config) = (OAuth::new().lenient(true).rotate(false), Config::default());
+    let (mut port_file, mut forever) = (None, false);
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("tls") => tls = Some(Tls::new(&parser.value()?.string()?)),
-            Long("port") => port = parser.value()?.parse()?,
-            Long("strict") => strict = true,
+            Long("tls") => config = config.tls(Tls::new(&parser.value()?.string()?)),
+            Long("port") => config = config.port(parser.value()?.parse::<u16>()?),
+            Long("strict") => oauth = oauth.lenient(false),
             Long("rotate") => oauth = oauth.rotate(true),
             Long("refuse-parallel") => oauth = oauth.refuse_parallel(true),
             Long("delay") => oauth = oauth.delay(Duration::from_millis(parser.value()?.parse()?)),
@@ -91,14 +61,26 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
             Long("client-secret") => oauth = oauth.client_secret(parser.value()?.string()?),
             Long("refresh-token") => oauth = oauth.refresh_token(parser.value()?.string()?),
             Long("state") => oauth = oauth.state_file(PathBuf::from(parser.value()?)),
+            Long("log") => config = config.log(PathBuf::from(parser.value()?)),
             Long("port-file") => port_file = Some(PathBuf::from(parser.value()?)),
-            Long("log") => log = Some(PathBuf::from(parser.value()?)),
             Long("forever") => forever = true,
-            Short('h') | Long("help") => return Ok(None),
-            _ => return Err(argument.unexpected()),
+            Short('h') | Long("help") => {
+                print!("{HELP}");
+                return Ok(());
+            }
+            _ => return Err(argument.unexpected().into()),
         }
     }
-    let oauth = oauth.lenient(!strict);
-    let config = Config::oauth(oauth).port(port).tls(tls).log(log);
-    Ok(Some(Options { config, port_file, forever }))
+    let server = Server::start(config.endpoint(oauth));
+    if let Some(path) = port_file {
+        server::write_atomically(&path, &format!("{}\n", server.url()));
+    }
+    writeln!(io::stdout(), "{}", server.url())?;
+    if forever {
+        loop {
+            std::thread::park();
+        }
+    }
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
 }

@@ -9,9 +9,6 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::{Framing, Reply};
 
-const MAX_HEAD: usize = 64 * 1024;
-const MAX_BODY: usize = 4 * 1024 * 1024;
-
 /// A request as it came in.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -192,9 +189,6 @@ impl Connection {
             if let Some(end) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break end;
             }
-            if self.buffer.len() > MAX_HEAD {
-                return Err(garbage());
-            }
             if !self.fill()? {
                 return Ok(None);
             }
@@ -222,7 +216,7 @@ impl Connection {
         };
         let length: usize =
             request.header("content-length").unwrap_or("0").parse().map_err(|_| garbage())?;
-        if length > MAX_BODY || request.header("transfer-encoding").is_some() {
+        if request.header("transfer-encoding").is_some() {
             return Err(garbage());
         }
         while self.buffer.len() < length {
