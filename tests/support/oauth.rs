@@ -81,12 +81,18 @@ impl Issued {
         })
     }
 
-    /// Writes the state by a rename, so that a reader sees the old or the new one.
+    /// Writes how the first family is, by a rename, so that a reader sees the old or the new one.
     fn write(&self, oauth: &OAuth) {
         let Some(path) = &oauth.state_file else { return };
-        let mut state = self.families[0].state();
-        state["posts"] = json!(self.posts);
-        state["families"] = self.families.iter().map(Family::state).collect();
+        let first = &self.families[0];
+        let state = json!({
+            "posts": self.posts,
+            "refresh_token": first.refresh_token,
+            "access_token": first.access_token,
+            "revoked": first.revoked,
+            "replays": first.replays,
+            "grants": first.grants,
+        });
         write_atomically(path, &format!("{state}\n"));
     }
 }
@@ -117,17 +123,6 @@ impl Family {
     fn in_grace(&self, token: &str, grace: Duration) -> Option<&Value> {
         let (before, rotated, granted) = self.before.as_ref()?;
         (before == token && rotated.elapsed() < grace).then_some(granted)
-    }
-
-    /// Its part of the state file.
-    fn state(&self) -> Value {
-        json!({
-            "refresh_token": self.refresh_token,
-            "access_token": self.access_token,
-            "revoked": self.revoked,
-            "replays": self.replays,
-            "grants": self.grants,
-        })
     }
 }
 
