@@ -4,18 +4,15 @@
 //! of a signal that was sent, stderr in the documented form, no secret on stderr, no secret but the
 //! access token on stdout.
 
-// Each module uses its own part.
-#![allow(dead_code)]
-
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{PipeWriter, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -33,6 +30,8 @@ pub const OLD_ACCESS_TOKEN: &str = "00Dxx0000001gPL!AT-0-old.token";
 /// A user that owns nothing.
 pub const NOBODY: u32 = 65_534;
 
+/// The binary under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_sf-refresh");
 /// How long a run may take before it counts as stuck; no test waits for it.
 const WATCHDOG: Duration = Duration::from_secs(120);
 
@@ -172,11 +171,11 @@ pub struct Run<'a> {
     pub server: Option<&'a Server>,
     through: Vec<OsString>,
     pub args: Vec<OsString>,
-    pub env: Vec<(OsString, OsString)>,
-    cwd: PathBuf,
+    pub env: Vec<(String, OsString)>,
     pub stdin: Vec<u8>,
     stdout: Option<Stdio>,
-    user: Option<u32>,
+    /// Another user, and a copy of the binary which that user can read.
+    user: Option<(u32, TempDir)>,
     pub secrets: Vec<String>,
     signals: Vec<i32>,
 }
@@ -190,7 +189,6 @@ impl<'a> Run<'a> {
             through: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
-            cwd: dir.path().to_owned(),
             stdin: Vec::new(),
             stdout: None,
             user: None,
@@ -219,12 +217,6 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Runs in this folder.
-    pub fn cwd(mut self, path: impl Into<PathBuf>) -> Self {
-        self.cwd = path.into();
-        self
-    }
-
     /// Sends stdout there; the outcome then has none.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.stdout = Some(stdout.into());
@@ -237,9 +229,13 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Runs it as another user, from a copy of the binary which that user can read.
+    /// Runs it as another user.
     pub fn user(mut self, user: u32) -> Self {
-        self.user = Some(user);
+        let dir = TempDir::new();
+        // By another program: a file that is open for writing when another test forks is busy.
+        let copied = Command::new("install").args(["-m", "755", BINARY]).arg(dir.path()).status();
+        assert!(copied.expect("install").success(), "no copy of the binary");
+        self.user = Some((user, dir));
         self
     }
 
@@ -257,33 +253,30 @@ impl<'a> Run<'a> {
 
     /// Starts it.
     pub fn start(mut self) -> Running<'a> {
-        let stdout = self.stdout.take();
-        let copy = self.user.map(|_| copy_of_the_binary());
-        let binary = copy.as_ref().map_or_else(|| binary().to_owned(), |copy| copy.join("it"));
         let mut words = self.through.clone();
-        words.push(binary.into());
+        words.push(match &self.user {
+            Some((_, dir)) => dir.join("sf-refresh").into(),
+            None => BINARY.into(),
+        });
         words.extend(self.args.iter().cloned());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear().current_dir(&self.cwd);
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.args(&words[1..]).env_clear().envs(self.env.clone()).current_dir(self.dir.path());
         command.stdin(Stdio::piped()).stderr(Stdio::piped());
-        command.stdout(stdout.unwrap_or_else(Stdio::piped));
-        if let Some(user) = self.user {
+        command.stdout(self.stdout.take().unwrap_or_else(Stdio::piped));
+        if let Some((user, _)) = self.user {
             command.uid(user).gid(user);
         }
         let before = self.dir.snapshot();
         let posts = self.posts();
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{words:?}: {e}"));
-        let stdin = child.stdin.take();
+        let mut stdin = child.stdin.take().expect("a pipe");
         let bytes = self.stdin.clone();
         // It may end without having read all of it.
-        let feeder = thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&bytes)));
+        thread::spawn(move || stdin.write_all(&bytes));
         Running {
             stdout: child.stdout.take().map(Collected::start),
             stderr: child.stderr.take().map(Collected::start),
             run: self,
-            _copy: copy,
-            feeder: Some(feeder),
             child,
             before,
             posts,
@@ -296,16 +289,11 @@ impl<'a> Run<'a> {
 
     /// The command as one could type it, with its variables.
     fn shown(&self) -> String {
-        let quoted = |word: &OsStr| format!("{:?}", word.to_string_lossy());
-        let mut words: Vec<_> = self
-            .env
-            .iter()
-            .map(|(n, v)| format!("{}={}", n.to_string_lossy(), quoted(v)))
-            .collect();
-        words.extend(self.through.iter().map(|word| quoted(word)));
-        words.push("sf-refresh".to_owned());
-        words.extend(self.args.iter().map(|word| quoted(word)));
-        words.join(" ")
+        let env = self.env.iter().map(|(name, value)| format!("{name}={value:?}"));
+        let quoted = |word: &OsString| format!("{word:?}");
+        let before = env.chain(self.through.iter().map(quoted));
+        let words = before.chain(["sf-refresh".to_owned()]).chain(self.args.iter().map(quoted));
+        words.collect::<Vec<_>>().join(" ")
     }
 
     /// Whether an option is on the command line, in its short or its long form.
@@ -324,21 +312,6 @@ impl<'a> Run<'a> {
                 .windows(2)
                 .any(|pair| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json")
     }
-}
-
-/// The binary under test.
-pub fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_sf-refresh"))
-}
-
-/// A copy of the binary where every user can run it.
-fn copy_of_the_binary() -> TempDir {
-    let dir = TempDir::new();
-    // By another program: a file that is open for writing when another test forks is busy.
-    let copied = Command::new("cp").args([binary(), &dir.join("it")]).status();
-    assert!(copied.expect("cp").success(), "no copy of the binary");
-    set_mode(&dir.join("it"), 0o755);
-    dir
 }
 
 /// A stdout whose reader has gone away.
@@ -388,9 +361,7 @@ impl Collected {
 /// A run that has not been waited for; it is killed where that never happens.
 pub struct Running<'a> {
     run: Run<'a>,
-    _copy: Option<TempDir>,
     child: Child,
-    feeder: Option<JoinHandle<Option<std::io::Result<()>>>>,
     stdout: Option<Collected>,
     stderr: Option<Collected>,
     before: Snapshot,
@@ -422,9 +393,8 @@ impl Running<'_> {
     }
 
     /// Kills it without a chance to clean up, and waits for its end.
-    pub fn kill(mut self) -> ExitStatus {
-        drop(self.child.kill());
-        self.child.wait().expect("the end of a killed run")
+    pub fn kill(self) {
+        drop(self);
     }
 
     /// Waits for its end, and holds it to what holds for every run.
@@ -435,9 +405,6 @@ impl Running<'_> {
         };
         let stdout = self.stdout.take().and_then(|it| it.read_while(|_| true));
         let status = self.child.wait().expect("exit status");
-        if let Some(feeder) = self.feeder.take() {
-            drop(feeder.join());
-        }
         let outcome = Outcome {
             command: self.run.shown(),
             status,
@@ -483,11 +450,6 @@ impl Outcome {
     /// stdout as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// The lines on stderr.
-    pub fn lines(&self) -> Vec<&str> {
-        self.stderr.lines().collect()
     }
 
     /// Panics with all there is to know about this run.
@@ -587,11 +549,8 @@ impl Outcome {
     /// What holds for every run.
     #[track_caller]
     fn check(&self, run: &Run) {
-        let by_signal = run
-            .signals
-            .iter()
-            .any(|signal| self.status() == 128 + signal || self.status.signal() == Some(*signal));
-        let documented = (0..=6).contains(&self.status()) || by_signal;
+        let ended_by = |it: &i32| self.status() == 128 + it || self.status.signal() == Some(*it);
+        let documented = (0..=6).contains(&self.status()) || run.signals.iter().any(ended_by);
         self.assert(documented, "exit status is none of 0 to 6 and of no signal sent");
         self.check_form(run);
         let texts = self.before.texts().chain(self.after.texts());
@@ -624,15 +583,12 @@ impl Outcome {
             self.assert(!ends, &format!("stderr has a full stop at the end of {line:?}"));
             after_message = is_message;
         }
-        if self.status() != 0 {
-            let needs_word = self.status.signal().is_none();
-            self.assert(!needs_word || !self.stderr.is_empty(), "a failure without a word");
-        } else if run.has('q', "--quiet")
-            && !run.has('v', "--verbose")
-            && !run.has('n', "--dry-run")
-        {
+        let speaks = run.has('v', "--verbose") || run.has('n', "--dry-run");
+        if self.status() == 0 && run.has('q', "--quiet") && !speaks {
             self.assert_silent();
         }
+        let has_said = !self.stderr.is_empty() || self.status.signal().is_some();
+        self.assert(self.status() == 0 || has_said, "a failure without a word");
     }
 }
 

@@ -203,7 +203,7 @@ fn a_form_field_without_a_name_is_refused() {
 #[track_caller]
 fn shown_endpoint(outcome: &Outcome) -> String {
     outcome.assert_ok().assert_unchanged().assert_sent(0).assert_stdout("");
-    let line = outcome.lines().into_iter().find_map(|line| line.strip_prefix("POST "));
+    let line = outcome.stderr.lines().find_map(|line| line.strip_prefix("POST "));
     line.unwrap_or_else(|| outcome.fail("no POST line")).to_owned()
 }
 

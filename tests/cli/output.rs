@@ -104,7 +104,7 @@ fn an_instance_that_is_not_known_is_an_empty_variable() {
 fn success_says_which_file_was_saved_on_one_line() {
     let scenario = Scenario::strict();
     let outcome = scenario.run(&[]);
-    let lines = outcome.lines();
+    let lines: Vec<_> = outcome.stderr.lines().collect();
     outcome.assert(lines.len() == 1, "not one line");
     outcome.assert_says("sf-refresh: token.json: OAuth2 authorization granted! saved");
 }
@@ -129,10 +129,10 @@ fn verbose_says_each_step_and_no_secret() {
     for verbose in ["-v", "--verbose"] {
         let outcome = scenario.run(&[verbose]);
         outcome.assert_ok().assert_says(&format!("POST {}", scenario.server.url()));
-        outcome.assert(outcome.lines().len() > 3, "fewer steps than a run has");
+        outcome.assert(outcome.stderr.lines().count() > 3, "fewer steps than a run has");
         let address = format!("sf-refresh: connected to {}", scenario.server.address());
         let names_file = |line: &&str| line.starts_with("sf-refresh: token.json: ");
-        let others: Vec<_> = outcome.lines().into_iter().filter(|line| !names_file(line)).collect();
+        let others: Vec<_> = outcome.stderr.lines().filter(|line| !names_file(line)).collect();
         outcome.assert(others == [address], "a step without its file, or no address");
     }
 }

@@ -544,7 +544,7 @@ fn control_characters_of_the_server_are_not_passed_on() {
     let outcome =
         described("\u{1B}[31mred\u{1B}]0;title\u{7}\r\nsf-refresh: \u{0}all\tis\u{9B}well\u{7F}");
     outcome.assert_says("([31mred]0;titlesf-refresh: alliswell)");
-    assert_eq!(outcome.lines().len(), 2, "{:?}", outcome.stderr);
+    assert_eq!(outcome.stderr.lines().count(), 2, "{:?}", outcome.stderr);
     let code = fails(Reply::error(400, "new\r\nhint: \u{1B}[2Jkind", ""), 5);
     code.assert_says("newhint: [2Jkind");
 }

@@ -260,7 +260,8 @@ fn a_file_is_found_and_saved_from_any_folder() {
     fs::create_dir(scenario.dir.join("sub")).expect("a folder");
     let absolute = scenario.file().into_os_string().into_string().expect("UTF-8");
     for path in ["../token.json", "./../sub/../token.json", &absolute] {
-        scenario.command().arg(path).cwd(scenario.dir.join("sub")).run().assert_ok();
+        let run = scenario.command().arg(path);
+        run.through(&["env", "-C", "sub"]).run().assert_ok();
         scenario.assert_in_step();
     }
     assert_eq!(scenario.dir.names(), ["sub", TOKEN_FILE]);

@@ -13,6 +13,7 @@ pub struct Secrets {
     all: BTreeSet<String>,
     access_tokens: BTreeSet<String>,
     client_secrets: BTreeSet<String>,
+    client_ids: BTreeSet<String>,
 }
 
 impl Secrets {
@@ -23,9 +24,10 @@ impl Secrets {
         let stdin = String::from_utf8_lossy(&run.stdin).into_owned();
         texts.chain([stdin]).for_each(|text| secrets.add_document(&text));
         for (name, value) in &run.env {
-            secrets.add_variable(&name.to_string_lossy(), &value.to_string_lossy());
+            secrets.add_variable(name, &value.to_string_lossy());
         }
         secrets.add_options(run);
+        secrets.add_clients();
         secrets.all.extend(run.secrets.iter().cloned());
         if let Some(server) = run.server {
             secrets.all.extend(server.secrets());
@@ -49,7 +51,6 @@ impl Secrets {
         if let Some(url) = text.strip_prefix("force://") {
             self.add_sfdx(url);
         } else if is_a_line(text) {
-            self.all.insert(text.to_owned());
             self.client_secrets.insert(text.to_owned());
         }
         for name in ["access_token", "refresh_token", "id_token", "signature", "sfdxAuthUrl"] {
@@ -69,17 +70,14 @@ impl Secrets {
         let grant = url.trim().rsplit_once('@').map_or(url, |(grant, _)| grant);
         let mut parts = grant.rsplit(':');
         self.all.extend(parts.next().map(str::to_owned));
-        let secret = parts.next().map(str::to_owned);
-        self.client_secrets.extend(secret.clone());
-        self.all.extend(secret);
+        self.client_secrets.extend(parts.next().map(str::to_owned));
     }
 
+    /// What a variable of the environment says of the client, its tokens and the way to the server.
     fn add_variable(&mut self, name: &str, value: &str) {
         match name.to_ascii_uppercase().as_str() {
-            "SF_CLIENT_SECRET" => {
-                self.all.insert(value.to_owned());
-                self.client_secrets.insert(value.to_owned());
-            }
+            "SF_CLIENT_ID" => _ = self.client_ids.insert(value.to_owned()),
+            "SF_CLIENT_SECRET" => _ = self.client_secrets.insert(value.to_owned()),
             "SFDX_AUTH_URL" => self.add_document(value),
             "HTTPS_PROXY" | "ALL_PROXY" | "SF_TOKEN_ENDPOINT" => self.add_url(value),
             _ => {}
@@ -96,10 +94,9 @@ impl Secrets {
         self.all.extend(rest.split_once('?').map(|(_, query)| query.to_owned()));
     }
 
-    /// The values of `--data`, what an endpoint URL hides, and Basic credentials.
+    /// The values of `--data`, what an endpoint URL hides, and who the client is.
     fn add_options(&mut self, run: &Run) {
         let words: Vec<_> = run.args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let mut client_ids: Vec<String> = Vec::new();
         for pair in words.windows(2) {
             match (&*pair[0], &*pair[1]) {
                 ("-d" | "--data", field) => {
@@ -108,26 +105,28 @@ impl Secrets {
                     self.all.extend(value.filter(|v| v.len() >= 8 && v != "refresh_token"));
                 }
                 ("-e" | "--endpoint", url) => self.add_url(url),
-                ("-i" | "--client-id", id) => client_ids.push(id.to_owned()),
+                ("-i" | "--client-id", id) => _ = self.client_ids.insert(id.to_owned()),
                 _ => {}
             }
         }
-        let by_env = run.env.iter().filter(|(name, _)| name == "SF_CLIENT_ID");
-        client_ids.extend(by_env.map(|(_, id)| id.to_string_lossy().into_owned()));
-        for (id, secret) in
-            client_ids.iter().flat_map(|id| self.client_secrets.iter().map(move |s| (id, s)))
-        {
-            let encoded = format!("{}:{}", form_encoded(id), form_encoded(secret));
-            self.all.insert(base64(encoded.as_bytes()));
-            self.all.insert(base64(format!("{id}:{secret}").as_bytes()));
+    }
+
+    /// The secrets of clients, alone and in Basic credentials.
+    fn add_clients(&mut self) {
+        for secret in &self.client_secrets {
+            self.all.insert(secret.clone());
+            for id in &self.client_ids {
+                let encoded = format!("{}:{}", form_encoded(id), form_encoded(secret));
+                self.all.insert(base64(encoded.as_bytes()));
+                self.all.insert(base64(format!("{id}:{secret}").as_bytes()));
+            }
         }
     }
 }
 
 /// Whether a text is one line and no JSON.
 fn is_a_line(text: &str) -> bool {
-    let is_short = text.len() < 4096;
-    is_short
+    text.len() < 4096
         && !text.contains(['\n', '{', '[', '\u{FFFD}', '\0'])
         && serde_json::from_str::<Value>(text).is_err()
 }
