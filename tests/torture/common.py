@@ -1,5 +1,6 @@
 """What the torture scripts share: the program, the test endpoint, and a tally of results."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -19,6 +20,8 @@ PROGRAM = os.environ.get("SF_REFRESH", "")
 STAND_IN = os.environ.get("STAND_IN", "")
 # How long a run may take before it counts as hanging; nothing is decided by less.
 WATCHDOG = 60
+# Cases at a time: each spends its life waiting.
+CROWD = 8
 
 if not PROGRAM or not STAND_IN:
     sys.exit("SF_REFRESH and STAND_IN name the programs: start run.sh")
@@ -205,3 +208,12 @@ class Tally:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         print(f"{what}: {self.passed} passed, {self.failed} failed{skipped}")
         return 1 if self.failed else 0
+
+
+def judge_all(what, figures, judge, cases):
+    """Judges each of these cases, some at a time; tells the figures, and gives the status."""
+    with concurrent.futures.ThreadPoolExecutor(CROWD) as pool:
+        for _ in pool.map(judge, cases):
+            pass
+    figures.report()
+    return figures.tally.finish(what)

@@ -11,7 +11,6 @@ else is a failure, told with its seed and its timeline. The closing line has the
 """
 
 import collections
-import concurrent.futures
 import ctypes
 import json
 import os
@@ -31,8 +30,6 @@ from common import journal_of, parse, refresh
 from thinking import Endpoint
 
 ROUNDS = 200
-# Rounds at a time: each spends its life waiting.
-CROWD = 8
 NOBODY = 65534
 PLANS = ("rename", "links", "closed")
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -665,8 +662,9 @@ class Figures:
         self.tally = common.Tally()
         self.counts = collections.Counter()
 
-    def play(self, seed, plan, calls):
-        case = Round(seed, plan, calls)
+    def play(self, seed, calls):
+        plan = list(calls)[seed % len(calls)]
+        case = Round(seed, plan, calls[plan])
         try:
             case.happen()
             judge = Judge(case)
@@ -721,15 +719,8 @@ def main(arguments):
     first = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
     print(f"{count} rounds from SEED={first} on", flush=True)
     calls = {plan: calls_of(plan) for plan in plans}
-    with concurrent.futures.ThreadPoolExecutor(CROWD) as pool:
-        rounds = []
-        for seed in range(first, first + count):
-            plan = plans[seed % len(plans)]
-            rounds.append(pool.submit(figures.play, seed, plan, calls[plan]))
-        for played in rounds:
-            played.result()
-    figures.report()
-    return figures.tally.finish("disorder")
+    rounds = range(first, first + count)
+    return common.judge_all("disorder", figures, lambda seed: figures.play(seed, calls), rounds)
 
 
 if __name__ == "__main__":

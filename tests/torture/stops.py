@@ -9,7 +9,6 @@ next run go on without sending a used token? The closing line has the figures.
 
 import array
 import collections
-import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -38,8 +37,6 @@ THINKING = 0.3
 POINTS = 12
 MANY = 5
 NOBODY = 65534
-# Runs at a time: each spends its life waiting.
-CROWD = 8
 # Longer than the watchdog: no run ends by its own time-out.
 PATIENCE = ("--timeout", 10 * common.WATCHDOG)
 
@@ -561,12 +558,8 @@ def main(arguments):
     figures, skipped = Figures(), missing()
     for name, reason in skipped.items():
         figures.tally.skip(name.replace("_", " "), reason)
-    with concurrent.futures.ThreadPoolExecutor(CROWD) as pool:
-        stops = [pool.submit(stop, figures) for stop in all_stops("--quick" in arguments, skipped)]
-        for stop in stops:
-            stop.result()
-    figures.report()
-    return figures.tally.finish("stops")
+    stops = all_stops("--quick" in arguments, skipped)
+    return common.judge_all("stops", figures, lambda stop: stop(figures), stops)
 
 
 if __name__ == "__main__":
