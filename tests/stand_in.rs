@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 /// Reads the command line, and serves until stdin ends.
 fn run() -> Result<(), Box<dyn Error>> {
     let mut parser = lexopt::Parser::from_env();
-    let (mut oauth, mut config) = (OAuth::new().lenient(true).rotate(false), Config::default());
+    let (mut oauth, mut config) = (OAuth::default().lenient(true).rotate(false), Config::default());
     let (mut port_file, mut forever) = (None, false);
     while let Some(argument) = parser.next()? {
         match argument {

@@ -111,7 +111,7 @@ fn a_lock_that_is_held_beyond_the_time_out_is_a_temporary_failure() {
 fn a_lock_that_is_given_up_is_taken() {
     let scenario = Scenario::strict();
     let lock = locked(&scenario);
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for(WAITING);
     drop(lock);
     run.wait().assert_ok().assert_sent(1);
@@ -125,7 +125,7 @@ fn one_behind_the_other(scenario: &Scenario) -> [Running<'_>; 2] {
     scenario.server.hold_from(1);
     let first = start();
     scenario.wait_for_posts(1);
-    let second = start();
+    let mut second = start();
     second.wait_for(WAITING);
     [first, second]
 }
@@ -171,7 +171,7 @@ fn the_death_of_a_run_frees_the_file() {
 fn a_file_put_in_place_while_a_run_waits_is_the_one_it_goes_on_with() {
     let scenario = Scenario::strict();
     let lock = locked(&scenario);
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for(WAITING);
     let newer = token_document().replace(OLD_ACCESS_TOKEN, "AT-put-in-place");
     let next = scenario.dir.write("next", newer);
@@ -184,9 +184,9 @@ fn a_file_put_in_place_while_a_run_waits_is_the_one_it_goes_on_with() {
 
 #[test]
 fn a_file_put_in_place_with_the_same_access_token_is_the_one_renewed() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token("RT-put-in-place")));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().refresh_token("RT-put-in-place")));
     let lock = locked(&scenario);
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for(WAITING);
     let next =
         scenario.dir.write("next", token_document().replace(REFRESH_TOKEN, "RT-put-in-place"));
@@ -200,7 +200,7 @@ fn a_file_put_in_place_with_the_same_access_token_is_the_one_renewed() {
 fn a_file_removed_while_a_run_waits_is_missed() {
     let scenario = Scenario::strict();
     let lock = locked(&scenario);
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for(WAITING);
     fs::remove_file(scenario.file()).expect("to remove the file");
     drop(lock);

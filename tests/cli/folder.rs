@@ -67,13 +67,6 @@ impl TempDir {
         names.sort();
         names
     }
-
-    /// Everything in it, as it is now.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.add(&self.path, Path::new(""));
-        snapshot
-    }
 }
 
 impl Drop for TempDir {
@@ -127,6 +120,13 @@ pub struct Snapshot {
 type Entry = Vec<(&'static str, Vec<u8>)>;
 
 impl Snapshot {
+    /// Everything in this folder, as it is now.
+    pub fn of(folder: &Path) -> Self {
+        let mut snapshot = Self::default();
+        snapshot.add(folder, Path::new(""));
+        snapshot
+    }
+
     /// Adds what is in a folder; what other runs remove meanwhile is left out.
     fn add(&mut self, folder: &Path, prefix: &Path) {
         let Ok(entries) = fs::read_dir(folder) else { return };

@@ -4,7 +4,6 @@
 //! of a signal that was sent, stderr in the documented form, no secret on stderr, no secret but the
 //! access token on stdout.
 
-use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{PipeWriter, Read, Write};
@@ -51,7 +50,7 @@ impl Scenario {
 
     /// An endpoint that rotates refresh tokens, and revokes the grant when one is used twice.
     pub fn strict() -> Self {
-        Self::with(Config::oauth(OAuth::new()))
+        Self::with(Config::oauth(OAuth::default()))
     }
 
     /// An endpoint made as told.
@@ -166,8 +165,9 @@ pub fn token_document() -> String {
 // ---- A run ----
 
 /// A run of the binary with an empty environment.
+#[derive(Default)]
 pub struct Run<'a> {
-    dir: &'a TempDir,
+    dir: PathBuf,
     pub server: Option<&'a Server>,
     through: Vec<OsString>,
     pub args: Vec<OsString>,
@@ -182,19 +182,8 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// A run in this folder, with no arguments and nothing on stdin.
-    pub fn new(dir: &'a TempDir) -> Self {
-        Self {
-            dir,
-            server: None,
-            through: Vec::new(),
-            args: Vec::new(),
-            env: Vec::new(),
-            stdin: Vec::new(),
-            stdout: None,
-            user: None,
-            secrets: Vec::new(),
-            signals: Vec::new(),
-        }
+    pub fn new(dir: &TempDir) -> Self {
+        Self { dir: dir.path().to_owned(), ..Self::default() }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -260,13 +249,13 @@ impl<'a> Run<'a> {
         });
         words.extend(self.args.iter().cloned());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear().envs(self.env.clone()).current_dir(self.dir.path());
+        command.args(&words[1..]).env_clear().envs(self.env.clone()).current_dir(&self.dir);
         command.stdin(Stdio::piped()).stderr(Stdio::piped());
         command.stdout(self.stdout.take().unwrap_or_else(Stdio::piped));
         if let Some((user, _)) = self.user {
             command.uid(user).gid(user);
         }
-        let before = self.dir.snapshot();
+        let before = Snapshot::of(&self.dir);
         let posts = self.posts();
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{words:?}: {e}"));
         let mut stdin = child.stdin.take().expect("a pipe");
@@ -275,7 +264,7 @@ impl<'a> Run<'a> {
         thread::spawn(move || stdin.write_all(&bytes));
         Running {
             stdout: child.stdout.take().map(Collected::start),
-            stderr: child.stderr.take().map(Collected::start),
+            stderr: Collected::start(child.stderr.take().expect("a pipe")),
             run: self,
             child,
             before,
@@ -306,11 +295,10 @@ impl<'a> Run<'a> {
 
     /// Whether stdout may get the whole document.
     fn prints_document(&self) -> bool {
-        let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
-        words.iter().any(|word| ["-", "-ojson", "-o=json", "--output=json"].contains(&&**word))
-            || words
-                .windows(2)
-                .any(|pair| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json")
+        let words = self.args.join(OsStr::new("\n"));
+        let words = format!("\n{}\n", words.to_string_lossy());
+        let forms = ["-", "-ojson", "-o=json", "-o\njson", "--output=json", "--output\njson"];
+        forms.iter().any(|form| words.contains(&format!("\n{form}\n")))
     }
 }
 
@@ -327,7 +315,7 @@ pub fn full_device() -> fs::File {
 
 /// A stream that is read to its end on a thread of its own.
 struct Collected {
-    bytes: RefCell<Vec<u8>>,
+    bytes: Vec<u8>,
     chunks: Receiver<Vec<u8>>,
 }
 
@@ -341,20 +329,19 @@ impl Collected {
                 let _ = sender.send(buffer[..count].to_vec());
             }
         });
-        Self { bytes: RefCell::default(), chunks }
+        Self { bytes: Vec::new(), chunks }
     }
 
     /// Reads on while more is wanted, to the end at most; none where that takes too long.
-    fn read_while(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let mut bytes = self.bytes.borrow_mut();
-        while wanted(&bytes) {
+    fn read_while(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        while wanted(&self.bytes) {
             match self.chunks.recv_timeout(WATCHDOG) {
-                Ok(chunk) => bytes.extend(chunk),
+                Ok(chunk) => self.bytes.extend(chunk),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => return None,
             }
         }
-        Some(bytes.clone())
+        Some(self.bytes.clone())
     }
 }
 
@@ -363,31 +350,25 @@ pub struct Running<'a> {
     run: Run<'a>,
     child: Child,
     stdout: Option<Collected>,
-    stderr: Option<Collected>,
+    stderr: Collected,
     before: Snapshot,
     posts: usize,
 }
 
 impl Running<'_> {
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits until stderr has this text.
     #[track_caller]
-    pub fn wait_for(&self, text: &str) {
+    pub fn wait_for(&mut self, text: &str) {
         let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
-        let stderr = self.stderr.as_ref().and_then(|it| it.read_while(|bytes| !has(bytes)));
-        let stderr = stderr.unwrap_or_default();
-        let said = String::from_utf8_lossy(&stderr);
-        assert!(has(&stderr), "{}: never said {text:?}, but {said:?}", self.run.shown());
+        self.stderr.read_while(|bytes| !has(bytes));
+        let said = String::from_utf8_lossy(&self.stderr.bytes);
+        assert!(said.contains(text), "{}: never said {text:?}, but {said:?}", self.run.shown());
     }
 
     /// Sends it a signal; returns once it has it.
     pub fn signal(&mut self, number: i32) {
         self.run.signals.push(number);
-        let words = [format!("-{number}"), self.id().to_string()];
+        let words = [format!("-{number}"), self.child.id().to_string()];
         let sent = Command::new("kill").args(words).status().expect("kill");
         assert!(sent.success(), "no signal {number} for {}", self.run.shown());
     }
@@ -400,10 +381,10 @@ impl Running<'_> {
     /// Waits for its end, and holds it to what holds for every run.
     #[track_caller]
     pub fn wait(mut self) -> Outcome {
-        let Some(stderr) = self.stderr.take().and_then(|it| it.read_while(|_| true)) else {
+        let Some(stderr) = self.stderr.read_while(|_| true) else {
             panic!("still running after {} s: {}", WATCHDOG.as_secs(), self.run.shown());
         };
-        let stdout = self.stdout.take().and_then(|it| it.read_while(|_| true));
+        let stdout = self.stdout.as_mut().and_then(|it| it.read_while(|_| true));
         let status = self.child.wait().expect("exit status");
         let outcome = Outcome {
             command: self.run.shown(),
@@ -412,7 +393,7 @@ impl Running<'_> {
             stderr: String::from_utf8(stderr).expect("stderr in UTF-8"),
             sent: self.run.posts() - self.posts,
             before: std::mem::take(&mut self.before),
-            after: self.run.dir.snapshot(),
+            after: Snapshot::of(&self.run.dir),
         };
         outcome.check(&self.run);
         outcome

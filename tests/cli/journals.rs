@@ -18,7 +18,7 @@ const ITS_ACCESS_TOKEN: &str = "AT-of-the-journal";
 /// A token file and a journal with another grant, each so many hours old; the endpoint knows this
 /// refresh token alone.
 fn left_over(file: u32, journal: u32, live: &str) -> Scenario {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token(live)));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().refresh_token(live)));
     let granted = json!({ "access_token": ITS_ACCESS_TOKEN, "refresh_token": ITS_REFRESH_TOKEN });
     fs::write(scenario.journal(), granted.to_string()).expect("a journal");
     set_age(&scenario.file(), HOUR * file);
@@ -115,7 +115,7 @@ fn a_token_three_hours_old_is_not_fresh_when_it_is_recovered() {
 fn a_journal_of_a_run_that_lives_is_waited_for() {
     let scenario = Scenario::strict();
     let journal = live_journal(&scenario);
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for("waiting for another run");
     assert_eq!(scenario.server.posts(), 0);
     fs::remove_file(scenario.journal()).expect("to remove the journal");
@@ -127,12 +127,12 @@ fn a_journal_of_a_run_that_lives_is_waited_for() {
 
 #[test]
 fn a_journal_that_its_run_left_when_it_died_is_taken_then() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token(ITS_REFRESH_TOKEN)));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().refresh_token(ITS_REFRESH_TOKEN)));
     set_age(&scenario.file(), HOUR);
     let journal = live_journal(&scenario);
     let granted = json!({ "access_token": ITS_ACCESS_TOKEN, "refresh_token": ITS_REFRESH_TOKEN });
     fs::write(scenario.journal(), granted.to_string()).expect("a whole journal");
-    let run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
     run.wait_for("waiting for another run");
     drop(journal);
     let outcome = run.wait();

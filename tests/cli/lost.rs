@@ -85,7 +85,7 @@ fn it_is_asked_for_again_as_often_as_told() {
 
 #[test]
 fn a_request_that_the_server_never_saw_works_the_second_time() {
-    let config = Config::oauth(OAuth::new()).replies([Reply::drop_before_reply()]);
+    let config = Config::oauth(OAuth::default()).replies([Reply::drop_before_reply()]);
     let scenario = Scenario::with(config);
     scenario.run(&[]).assert_ok().assert_sent(2);
     scenario.assert_in_step();
@@ -93,7 +93,7 @@ fn a_request_that_the_server_never_saw_works_the_second_time() {
 
 #[test]
 fn a_grace_period_gives_the_lost_grant_again() {
-    let oauth = OAuth::new().lose_replies(1_usize).grace(Duration::from_secs(3600));
+    let oauth = OAuth::default().lose_replies(1_usize).grace(Duration::from_secs(3600));
     let scenario = Scenario::with(Config::oauth(oauth));
     scenario.run(&[]).assert_ok().assert_sent(2);
     scenario.assert_in_step();
@@ -101,7 +101,7 @@ fn a_grace_period_gives_the_lost_grant_again() {
 
 #[test]
 fn without_a_grace_period_it_is_told_that_the_answer_was_lost() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().lose_replies(1_usize)));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().lose_replies(1_usize)));
     let outcome = scenario.run(&[]);
     outcome.assert_failed(3).assert_sent(2).assert_says("invalid_grant").assert_says("lost");
     outcome.assert_hints("log in again");
@@ -144,7 +144,7 @@ fn an_answer_has_as_long_as_the_lock_had() {
         let lock = std::fs::File::open(scenario.file()).expect("the file");
         lock.lock().expect("the lock");
         let limit = TIMEOUT.as_secs().to_string();
-        let run = scenario.command().args(["-v", "--timeout", &limit, TOKEN_FILE]).start();
+        let mut run = scenario.command().args(["-v", "--timeout", &limit, TOKEN_FILE]).start();
         run.wait_for("waiting for another run");
         std::thread::sleep(MOST);
         drop(lock);

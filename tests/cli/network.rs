@@ -24,7 +24,7 @@ const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
 
 /// A strict endpoint behind TLS.
 fn tls_scenario(tls: Tls) -> Scenario {
-    Scenario::with(Config::oauth(OAuth::new()).tls(tls))
+    Scenario::with(Config::oauth(OAuth::default()).tls(tls))
 }
 
 /// The path of a file in `tests/certs`, as an argument.
@@ -465,7 +465,7 @@ impl Proxied {
 
 #[test]
 fn a_proxy_is_asked_for_a_tunnel_and_no_more() {
-    let proxied = Proxied::new(ProxyConfig::new());
+    let proxied = Proxied::new(ProxyConfig::default());
     assert_granted(&proxied.scenario, &proxied.run(&[]));
     let requests = proxied.proxy.requests();
     let [request] = &requests[..] else { panic!("not one request: {requests:?}") };
@@ -480,7 +480,7 @@ fn a_proxy_is_asked_for_a_tunnel_and_no_more() {
 
 #[test]
 fn a_proxy_may_be_written_as_curl_takes_it() {
-    let proxied = Proxied::new(ProxyConfig::new());
+    let proxied = Proxied::new(ProxyConfig::default());
     let address = proxied.proxy.url().trim_start_matches("http://").to_owned();
     for value in [
         address.clone(),
@@ -503,7 +503,7 @@ fn the_certificate_is_verified_for_the_endpoint_behind_the_proxy() {
         (Tls::new("expired"), "ca", "it has expired"),
         (Tls::new("server"), "other-ca", "not trusted"),
     ] {
-        let proxied = Proxied::with(ProxyConfig::new(), tls);
+        let proxied = Proxied::with(ProxyConfig::default(), tls);
         let run = proxied.run_with(&proxied.proxy.url()).args(["--ca-cert", &certs(roots)]);
         let outcome = run.arg(TOKEN_FILE).run();
         assert_unsent(&outcome, 5).assert_says(says).assert_says("login.example.test");
@@ -519,7 +519,7 @@ fn a_proxy_gets_its_user_and_password_decoded() {
         ("user:pa:55:word", "user", "pa:55:word"),
         ("d%C3%B6main%5Cuser:pa+55", "dömain\\user", "pa+55"),
     ] {
-        let proxied = Proxied::new(ProxyConfig::new().password(user, password));
+        let proxied = Proxied::new(ProxyConfig::default().password(user, password));
         let url = proxied.proxy.url().replace("http://", &format!("http://{written}@"));
         let outcome = proxied.run_with(&url).secret(password).args(["-v", TOKEN_FILE]).run();
         assert_granted(&proxied.scenario, &outcome);
@@ -533,7 +533,7 @@ fn a_proxy_gets_its_user_and_password_decoded() {
 
 #[test]
 fn a_proxy_that_wants_other_credentials_is_a_matter_of_set_up() {
-    let proxied = Proxied::new(ProxyConfig::new().password("user", "pa55word"));
+    let proxied = Proxied::new(ProxyConfig::default().password("user", "pa55word"));
     let plain = proxied.proxy.url();
     for url in [
         plain.clone(),
@@ -552,7 +552,7 @@ fn a_proxy_that_wants_other_credentials_is_a_matter_of_set_up() {
 #[test]
 fn a_proxy_that_denies_the_host_is_a_matter_of_set_up() {
     for status in [400, 403, 404, 405] {
-        let proxied = Proxied::new(ProxyConfig::new().deny(status));
+        let proxied = Proxied::new(ProxyConfig::default().answer(Reply::new(status, "")));
         let outcome = proxied.run(&["--retry", "3"]);
         assert_unsent(&outcome, 5).assert_says(&status.to_string()).assert_says("proxy");
         assert_eq!(proxied.proxy.connections(), 1, "it was tried again");
@@ -563,7 +563,7 @@ fn a_proxy_that_denies_the_host_is_a_matter_of_set_up() {
 #[test]
 fn a_proxy_that_gets_no_connection_is_a_temporary_failure() {
     for status in [502, 503, 504] {
-        let proxied = Proxied::new(ProxyConfig::new().deny(status));
+        let proxied = Proxied::new(ProxyConfig::default().answer(Reply::new(status, "")));
         let outcome = proxied.run(&["--retry", "1"]);
         assert_unsent(&outcome, 4).assert_says(&status.to_string()).assert_says("proxy");
         assert_eq!(proxied.proxy.connections(), 2, "it was not tried again");
@@ -573,7 +573,7 @@ fn a_proxy_that_gets_no_connection_is_a_temporary_failure() {
 
 #[test]
 fn a_proxy_that_hangs_ends_with_the_time_out() {
-    let proxied = Proxied::new(ProxyConfig::new().hang(true));
+    let proxied = Proxied::new(ProxyConfig::default().answer(Reply::hang()));
     let outcome = proxied.run(&["--timeout", "1", "--retry", "3"]);
     assert_unsent(&outcome, 4).assert_says("in time").assert_says(&address_of(&proxied.proxy));
 }
@@ -684,7 +684,7 @@ fn the_proxy_for_https_comes_first_and_lower_case_before_upper() {
     for first in 0..variables.len() {
         let proxies: Vec<_> = variables
             .iter()
-            .map(|_| Proxy::start(ProxyConfig::new().route(scenario.server.address())))
+            .map(|_| Proxy::start(ProxyConfig::default().route(scenario.server.address())))
             .collect();
         let mut run = trusting_at(&scenario, FAR_ENDPOINT);
         for (at, name) in variables.iter().enumerate() {
@@ -702,7 +702,7 @@ fn the_proxy_for_https_comes_first_and_lower_case_before_upper() {
 #[test]
 fn a_bad_proxy_is_not_passed_over_for_a_good_one() {
     let scenario = tls_scenario(Tls::new("server"));
-    let proxy = Proxy::start(ProxyConfig::new().route(scenario.server.address()));
+    let proxy = Proxy::start(ProxyConfig::default().route(scenario.server.address()));
     let run = trusting(&scenario).env("https_proxy", "socks5://127.0.0.1:1");
     let run = run.env("HTTPS_PROXY", proxy.url()).env("ALL_PROXY", proxy.url());
     run.arg(TOKEN_FILE).run().assert_failed_unsent(2).assert_says("https_proxy");
@@ -725,7 +725,7 @@ fn empty_variables_and_the_proxy_for_plain_http_are_no_proxy() {
 #[test]
 fn plain_http_to_this_machine_takes_no_proxy() {
     let scenario = Scenario::strict();
-    let proxy = Proxy::start(ProxyConfig::new());
+    let proxy = Proxy::start(ProxyConfig::default());
     for host in ["127.0.0.1", "localhost"] {
         let mut run = trusting_at(&scenario, &scenario.server.url_for(host));
         for name in ["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
@@ -741,7 +741,7 @@ fn plain_http_to_this_machine_takes_no_proxy() {
 fn is_bypassed(variable: &str, no_proxy: &str, host: &str) -> bool {
     let dir = TempDir::new();
     dir.write(TOKEN_FILE, token_document());
-    let proxy = Proxy::start(ProxyConfig::new().deny(403));
+    let proxy = Proxy::start(ProxyConfig::default().answer(Reply::new(403, "")));
     let url = format!("https://{host}:{}/", closed_port());
     let run = Run::new(&dir).args(["-i", CLIENT_ID, "-e", &url, "--retry", "0", TOKEN_FILE]);
     let run = run.env("HTTPS_PROXY", proxy.url()).env(variable, no_proxy);
@@ -826,7 +826,7 @@ fn hosts_that_no_proxy_does_not_name_take_the_proxy() {
 #[test]
 fn no_proxy_in_lower_case_comes_first() {
     let scenario = tls_scenario(Tls::new("server"));
-    let proxy = Proxy::start(ProxyConfig::new().route(scenario.server.address()));
+    let proxy = Proxy::start(ProxyConfig::default().route(scenario.server.address()));
     for (lower, upper, asked) in [
         ("127.0.0.1", "other.test", 0),
         ("other.test", "127.0.0.1", 1),
@@ -843,14 +843,14 @@ fn no_proxy_in_lower_case_comes_first() {
 
 #[test]
 fn the_password_of_a_proxy_is_never_shown() {
-    let proxied = Proxied::new(ProxyConfig::new().password("us3r-name", "pa55word"));
+    let proxied = Proxied::new(ProxyConfig::default().password("us3r-name", "pa55word"));
     let url = proxied.proxy.url().replace("http://", "http://us3r-name:pa55word@");
     for options in [&["-v"][..], &["-n"], &["-n", "-v"], &["-q"], &[]] {
         let run = proxied.run_with(&url).secret("us3r-name").secret("pa55word");
         run.args(options).arg(TOKEN_FILE).run().assert_ok();
     }
     let server = Server::start(Config::scripted([Reply::drop_at_accept()]).tls(Tls::new("server")));
-    let proxy = Proxy::start(ProxyConfig::new().route(server.address()));
+    let proxy = Proxy::start(ProxyConfig::default().route(server.address()));
     let url = proxy.url().replace("http://", "http://us3r-name:pa55word@");
     let run = proxied.run_with(&url).secret("us3r-name").secret("pa55word");
     assert_unsent(&run.args(["-v", TOKEN_FILE]).run(), 4);

@@ -81,7 +81,7 @@ fn another_grant_makes_the_file_and_spares_the_next_request() {
 #[test]
 fn verbose_tells_status_address_and_rotation() {
     for (rotate, fate) in [(true, "rotated"), (false, "stays")] {
-        let scenario = Scenario::with(Config::oauth(OAuth::new().rotate(rotate)));
+        let scenario = Scenario::with(Config::oauth(OAuth::default().rotate(rotate)));
         let outcome = scenario.run(&["-v"]);
         let address = scenario.server.address().to_string();
         outcome.assert_ok().assert_says("HTTP 200").assert_says(fate).assert_says(&address);

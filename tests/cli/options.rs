@@ -20,7 +20,7 @@ const SANDBOX: &str = "https://test.salesforce.com/services/oauth2/token";
 
 /// An endpoint that demands a secret.
 fn demanding(client_id: &str, secret: &str) -> Scenario {
-    Scenario::with(Config::oauth(OAuth::new().client_id(client_id).client_secret(secret)))
+    Scenario::with(Config::oauth(OAuth::default().client_id(client_id).client_secret(secret)))
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn an_sfdx_url_gives_client_tokens_and_endpoint_and_makes_the_file() {
     let url =
         |port: u16| format!("force://{CLIENT_ID}:a-client-secret:{REFRESH_TOKEN}@localhost:{port}");
     for i in 0..4 {
-        let oauth = OAuth::new().client_secret("a-client-secret");
+        let oauth = OAuth::default().client_secret("a-client-secret");
         let scenario = Scenario::with(Config::oauth(oauth).tls(Tls::new("server")));
         let text = sfdx_spellings(&url(scenario.server.address().port()))[i].clone();
         fs::remove_file(scenario.file()).expect("to remove the file");
@@ -450,7 +450,7 @@ fn an_sfdx_url_comes_from_the_environment_and_a_file_beats_it() {
 
 #[test]
 fn the_short_form_of_an_sfdx_url_is_that_of_the_platform_cli() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().client_id("PlatformCLI")));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().client_id("PlatformCLI")));
     fs::remove_file(scenario.file()).expect("to remove the file");
     let run = scenario.bare().args(["-e", &scenario.server.url(), TOKEN_FILE]);
     let url = format!("force://{REFRESH_TOKEN}@login.salesforce.com");
@@ -792,7 +792,7 @@ fn a_dry_run_leaves_an_interrupted_save_as_it_is() {
 
 #[test]
 fn several_files_are_renewed_in_turn_over_one_connection() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().lenient(true).rotate(false)));
+    let scenario = Scenario::with(Config::oauth(OAuth::default().lenient(true).rotate(false)));
     let names = ["a.json", "b.json", "c.json"];
     for name in names {
         scenario.dir.write(name, token_document());
@@ -810,7 +810,7 @@ fn several_files_are_renewed_in_turn_over_one_connection() {
 
 #[test]
 fn several_files_share_one_tls_connection() {
-    let oauth = OAuth::new().lenient(true).rotate(false);
+    let oauth = OAuth::default().lenient(true).rotate(false);
     let scenario = Scenario::with(Config::oauth(oauth).tls(Tls::new("server")));
     scenario.dir.write("b.json", token_document());
     let run = scenario.command().arg("--ca-cert").arg(certificate_path("ca"));

@@ -35,7 +35,7 @@ fn meanwhile(scenario: &Scenario, act: impl FnOnce()) -> Outcome {
 fn a_refresh_token_rotated_by_another_program_is_sent_in_its_turn() {
     for write in [by_rename, by_overwriting] {
         // The endpoint knows the token of the other program alone.
-        let oauth = OAuth::new().refresh_token(THEIR_REFRESH_TOKEN);
+        let oauth = OAuth::default().refresh_token(THEIR_REFRESH_TOKEN);
         let scenario = Scenario::with(Config::oauth(oauth));
         let theirs = token_document().replace(REFRESH_TOKEN, THEIR_REFRESH_TOKEN);
         let outcome = meanwhile(&scenario, || write(&scenario, &theirs));
@@ -49,7 +49,8 @@ fn a_refresh_token_rotated_by_another_program_is_sent_in_its_turn() {
 
 #[test]
 fn a_refusal_of_the_token_that_is_still_there_is_final() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token(THEIR_REFRESH_TOKEN)));
+    let scenario =
+        Scenario::with(Config::oauth(OAuth::default().refresh_token(THEIR_REFRESH_TOKEN)));
     let outcome = meanwhile(&scenario, || {
         let touched = token_document().replace("api id", "api web");
         by_rename(&scenario, &touched);

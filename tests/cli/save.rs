@@ -160,7 +160,7 @@ fn a_file_in_a_folder_that_may_not_be_written_is_saved_in_place() {
     if !is_root("a folder of another user") {
         return;
     }
-    let scenario = in_a_closed_folder(Config::oauth(OAuth::new()));
+    let scenario = in_a_closed_folder(Config::oauth(OAuth::default()));
     let before = inode(&scenario.file());
     for _ in 0..2 {
         let outcome = scenario.command().arg(TOKEN_FILE).user(NOBODY).run();
@@ -199,7 +199,7 @@ fn a_file_that_may_not_be_written_in_a_closed_folder_is_refused() {
     if !is_root("a folder of another user") {
         return;
     }
-    let scenario = in_a_closed_folder(Config::oauth(OAuth::new()));
+    let scenario = in_a_closed_folder(Config::oauth(OAuth::default()));
     set_mode(&scenario.file(), 0o400);
     let outcome = scenario.command().arg(TOKEN_FILE).user(NOBODY).run();
     outcome.assert_failed_unsent(1).assert_hints("writable");
@@ -271,7 +271,8 @@ fn a_file_is_found_and_saved_from_any_folder() {
 
 /// A strict endpoint whose live refresh token is that of this journal and no longer the file's.
 fn with_journal(journal: &str) -> Scenario {
-    let scenario = Scenario::with(Config::oauth(OAuth::new().refresh_token("RT-of-the-journal")));
+    let scenario =
+        Scenario::with(Config::oauth(OAuth::default().refresh_token("RT-of-the-journal")));
     fs::write(scenario.journal(), journal).expect("a journal");
     set_age(&scenario.file(), Duration::from_secs(60));
     scenario
@@ -394,7 +395,7 @@ fn what_stands_in_the_place_of_the_journal_and_is_none_is_left_alone() {
 
 #[test]
 fn a_run_that_is_killed_while_it_waits_leaves_a_file_to_renew() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new()).replies([Reply::hang()]));
+    let scenario = Scenario::with(Config::oauth(OAuth::default()).replies([Reply::hang()]));
     let run = scenario.command().arg(TOKEN_FILE).start();
     scenario.wait_for_posts(1);
     run.kill();

@@ -137,7 +137,7 @@ fn a_stop_ends_the_tries_once_nothing_was_processed() {
 fn quit_ends_a_run_at_once_and_the_next_run_renews() {
     // A quit leaves a core where the system takes one.
     let no_core = ["/bin/sh", "-c", "ulimit -c 0; exec \"$@\"", "sh"];
-    let hung = Config::oauth(OAuth::new()).replies([Reply::hang()]);
+    let hung = Config::oauth(OAuth::default()).replies([Reply::hang()]);
     let scenario = Scenario::with(hung);
     let mut run = scenario.command().arg(TOKEN_FILE).through(&no_core).start();
     scenario.wait_for_posts(1);

@@ -239,7 +239,7 @@ fn a_file_name_with_control_characters_is_shown_without_them() {
 
 #[test]
 fn options_may_stand_anywhere_and_be_joined() {
-    let scenario = Scenario::with(Config::oauth(OAuth::new()));
+    let scenario = Scenario::with(Config::oauth(OAuth::default()));
     let url = scenario.server.url();
     let spellings: [&[&str]; 6] = [
         &[TOKEN_FILE, "-qo", "none", "-i", CLIENT_ID, "-e", &url],

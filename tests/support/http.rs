@@ -171,15 +171,14 @@ pub struct Connection {
     pub socket: Socket,
     tls: Option<ServerConnection>,
     pub buffer: Vec<u8>,
-    pub number: usize,
 }
 
 impl Connection {
-    pub fn new((stream, number): (TcpStream, usize), tls: Option<&Arc<ServerConfig>>) -> Self {
+    pub fn new(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Self {
         // Nothing but speed is lost where this is refused.
         drop(stream.set_nodelay(true));
         let tls = tls.map(|it| ServerConnection::new(Arc::clone(it)).expect("a TLS connection"));
-        Self { socket: Socket { stream, held: false }, tls, buffer: Vec::new(), number }
+        Self { socket: Socket { stream, held: false }, tls, buffer: Vec::new() }
     }
 
     /// Reads a request; None at the end of the connection, `InvalidInput` for what is no HTTP.

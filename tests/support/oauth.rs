@@ -45,13 +45,6 @@ settings! {
     }
 }
 
-impl OAuth {
-    /// A rotating endpoint with [`CLIENT_ID`], no secret, and [`REFRESH_TOKEN`] live.
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
 /// What an [`OAuth`] endpoint has issued, and how far it is.
 #[derive(Default)]
 pub struct Issued {

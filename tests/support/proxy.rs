@@ -13,21 +13,14 @@ settings! {
     pub struct ProxyConfig {
         /// Demands this header, and answers 407 to all others.
         authorization: Option<String> = None,
-        /// Denies every CONNECT with this status.
-        deny: Option<u16> = None,
-        /// Reads the CONNECT and never answers.
-        hang: bool = false,
+        /// Gives this answer to all.
+        answer: Option<Reply> = None,
         /// Connects everyone to this address, whatever host is asked for; to none by default.
         route: Option<SocketAddr> = None,
     }
 }
 
 impl ProxyConfig {
-    /// An open proxy.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Demands this user and password, by Basic.
     pub fn password(self, user: &str, password: &str) -> Self {
         self.authorization(basic(user, password))
@@ -68,20 +61,13 @@ impl Proxy {
     }
 }
 
-fn serve(
-    config: &ProxyConfig,
-    record: &Mutex<Vec<Request>>,
-    (stream, number): (TcpStream, usize),
-) -> io::Result<()> {
-    let mut connection = Connection::new((stream.try_clone()?, number), None);
+/// Serves one connection to its end.
+fn serve(config: &ProxyConfig, record: &Mutex<Vec<Request>>, stream: TcpStream) -> io::Result<()> {
+    let mut connection = Connection::new(stream.try_clone()?, None);
     let Some(request) = connection.read_request()? else {
         return Ok(());
     };
     lock(record).push(request.clone());
-    if config.hang {
-        connection.wait_for_end();
-        return Ok(());
-    }
     match target(config, &request) {
         Ok(target) => {
             connection.socket.settle();
@@ -96,8 +82,8 @@ fn serve(
 
 /// The connection a CONNECT asks for, or how it is refused.
 fn target(config: &ProxyConfig, request: &Request) -> Result<TcpStream, Reply> {
-    if let Some(status) = config.deny {
-        return Err(Reply::new(status, "denied"));
+    if let Some(answer) = &config.answer {
+        return Err(answer.clone());
     }
     let given = request.header("proxy-authorization");
     if config.authorization.is_some() && config.authorization.as_deref() != given {

@@ -322,7 +322,7 @@ impl Server {
         let (port, tls) = (config.port, config.tls.as_ref().map(tls_config));
         let shared = Arc::new(Shared { config, tls, memory: Mutex::new(memory) });
         let serving = Arc::clone(&shared);
-        let listener = Listener::start(port, move |accepted, stop| serve(&serving, accepted, stop));
+        let listener = Listener::start(port, move |stream, stop| serve(&serving, stream, stop));
         Self { listener, shared }
     }
 
@@ -443,8 +443,8 @@ fn tls_config(tls: &Tls) -> Arc<ServerConfig> {
 }
 
 /// Serves one connection to its end.
-fn serve(shared: &Shared, accepted: (TcpStream, usize), stop: &Stop) {
-    let mut connection = Connection::new(accepted, shared.tls.as_ref());
+fn serve(shared: &Shared, stream: TcpStream, stop: &Stop) {
+    let mut connection = Connection::new(stream, shared.tls.as_ref());
     let drops_at_accept = {
         let mut memory = lock(&shared.memory);
         let due = memory.replies.front().is_some_and(|it| it.framing == Framing::DropAtAccept);
@@ -496,7 +496,7 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
         memory.issued.in_flight += 1;
         reply
     };
-    log(shared, connection.number, request, &reply);
+    log(shared, request, &reply);
     let stopped = stop.wait(reply.delay, |_| true);
     // Over before the client can see the answer, so that its next request is not parallel.
     lock(&shared.memory).issued.in_flight -= 1;
@@ -507,12 +507,9 @@ fn answer(shared: &Shared, connection: &mut Connection, request: &Request, stop:
 }
 
 /// Appends a line about this request to the log; without secrets.
-fn log(shared: &Shared, connection: usize, request: &Request, reply: &Reply) {
+fn log(shared: &Shared, request: &Request, reply: &Reply) {
     let Some(path) = &shared.config.log else { return };
-    let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let (method, path_sent, status) = (&request.method, &request.path, reply.status);
-    let error = body["error"].as_str().unwrap_or_default();
-    let line = format!("connection {connection} {method} {path_sent} -> {status} {error}\n");
+    let line = format!("{} {} -> {}\n", request.method, request.path, reply.status);
     let file = fs::OpenOptions::new().create(true).append(true).open(path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
     written.expect("append to the log");
@@ -586,8 +583,8 @@ impl Stop {
 }
 
 impl Listener {
-    /// Serves each connection to this port of 127.0.0.1 on a thread of its own, with its number.
-    fn start(port: u16, serve: impl Fn((TcpStream, usize), &Stop) + Send + Sync + 'static) -> Self {
+    /// Serves each connection to this port of 127.0.0.1 on a thread of its own.
+    fn start(port: u16, serve: impl Fn(TcpStream, &Stop) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port))
             .unwrap_or_else(|error| panic!("port {port}: {error}"));
         let address = listener.local_addr().expect("address of the listener");
@@ -607,7 +604,7 @@ impl Listener {
                 state.open.extend(stream.try_clone().ok().map(|clone| (number, clone)));
                 let (serve, stop) = (Arc::clone(&serve), Arc::clone(&accepting));
                 thread::spawn(move || {
-                    serve((stream, number), &stop);
+                    serve(stream, &stop);
                     lock(&stop.state).open.remove(&number);
                     stop.changed.notify_all();
                 });
