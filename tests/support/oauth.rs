@@ -10,9 +10,6 @@ use serde_json::{Value, json};
 use super::http::{Request, basic, form_encoded};
 use super::{CLIENT_ID, Framing, REFRESH_TOKEN, Reply, TOKEN_PATH, grant_body, write_atomically};
 
-/// The grant type of RFC 7523.
-const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-
 settings! {
     /// A token endpoint with a memory: it issues tokens, and refuses what is not right.
     ///
@@ -153,11 +150,10 @@ fn refusal(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Option<Repl
         Some("refresh_token") => "refresh_token",
         Some("authorization_code") => "code",
         Some("client_credentials") => "grant_type",
-        Some(JWT_BEARER) => "assertion",
         None => return refuse("invalid_request", "missing required parameter: grant_type"),
         Some(_) => return refuse("unsupported_grant_type", "grant type not supported"),
     };
-    if let Some(refused) = client_refusal(oauth, request, wanted == "assertion") {
+    if let Some(refused) = client_refusal(oauth, request) {
         return Some(refused);
     }
     let Some(value) = request.field(wanted) else {
@@ -177,37 +173,35 @@ fn refusal(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Option<Repl
     refuse("invalid_grant", "expired access/refresh token")
 }
 
-/// Why this client is not the right one; None where it is, or where it may stay unnamed.
-fn client_refusal(oauth: &OAuth, request: &Request, may_be_unnamed: bool) -> Option<Reply> {
+/// Why this client is not the right one; None where it is.
+fn client_refusal(oauth: &OAuth, request: &Request) -> Option<Reply> {
     let refuse = |error, description| Some(Reply::error(400, error, description));
     let (id, secret) = (request.field("client_id"), request.field("client_secret"));
-    if let Some(header) = request.header("authorization") {
-        if id.is_some() || secret.is_some() {
-            return refuse("invalid_request", "more than one client authentication");
+    // RFC 6749 §2.3.1 encodes both as in a form.
+    let right = basic(&form_encoded(&oauth.client_id), &form_encoded(&oauth.client_secret));
+    match request.header("authorization") {
+        Some(_) if id.is_some() || secret.is_some() => {
+            refuse("invalid_request", "more than one client authentication")
         }
-        // RFC 6749 §2.3.1 encodes both as in a form.
-        let right = basic(&form_encoded(&oauth.client_id), &form_encoded(&oauth.client_secret));
-        return if header == right { None } else { refuse("invalid_client", "wrong credentials") };
+        Some(header) if header != right => refuse("invalid_client", "wrong credentials"),
+        Some(_) => None,
+        None if id.as_ref() != Some(&oauth.client_id) => {
+            refuse("invalid_client_id", "client identifier invalid")
+        }
+        None if secret.unwrap_or_default() != oauth.client_secret => {
+            refuse("invalid_client", "invalid client credentials")
+        }
+        None => None,
     }
-    if id.is_none() && may_be_unnamed {
-        return None;
-    }
-    if id.as_ref() != Some(&oauth.client_id) {
-        return refuse("invalid_client_id", "client identifier invalid");
-    }
-    if secret.unwrap_or_default() != oauth.client_secret {
-        return refuse("invalid_client", "invalid client credentials");
-    }
-    None
 }
 
 /// Issues tokens: the next ones of the family that the refresh token belongs to, or the first
-/// ones of a new family. Client credentials and assertions get no refresh token.
+/// ones of a new family. Client credentials get no refresh token.
 fn grant(oauth: &OAuth, issued: &mut Issued, request: &Request) -> Reply {
     let number = issued.grants() + 1;
     let grant_type = request.field("grant_type").unwrap_or_default();
     let is_code = grant_type == "authorization_code";
-    let access_only = [JWT_BEARER, "client_credentials"].contains(&&*grant_type);
+    let access_only = grant_type == "client_credentials";
     let token = request.field("refresh_token").unwrap_or_default();
     if is_code || access_only {
         issued.families.push(Family::default());
