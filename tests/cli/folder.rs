@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -102,12 +102,6 @@ pub fn is_root(what: &str) -> bool {
         eprintln!("skipped: {what} (not root)");
     }
     root
-}
-
-/// Milliseconds since 1970, as `issued_at` has them.
-pub fn now_millis() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-    u64::try_from(now.as_millis()).expect("a clock before the year 584556019")
 }
 
 /// A folder's files as they were at one time.

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::folder::Snapshot;
-pub use crate::folder::{TempDir, is_root, now_millis, set_age, set_mode, set_modified};
+pub use crate::folder::{TempDir, is_root, set_age, set_mode, set_modified};
 use crate::secrets::Secrets;
 pub use crate::server::http::{base64, form_encoded};
-use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server};
+pub use crate::server::now_millis;
+use crate::server::{CLIENT_ID, Config, OAuth, REFRESH_TOKEN, Reply, Server};
 
 /// The name of the token file of a [`Scenario`].
 pub const TOKEN_FILE: &str = "token.json";
@@ -92,10 +93,14 @@ impl Scenario {
         self.dir.join(format!(".{TOKEN_FILE}.sf-refresh"))
     }
 
-    /// Waits until so many requests have come in.
+    /// Waits until so many requests have come in, at most as long as the watchdog.
     #[track_caller]
     pub fn wait_for_posts(&self, count: usize) {
-        wait_until(&format!("{count} requests"), || self.server.posts() == count);
+        let end = Instant::now() + WATCHDOG;
+        while self.server.posts() != count {
+            assert!(Instant::now() < end, "never: {count} requests");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Runs it to its end, and does something while the endpoint thinks about the request of this
@@ -149,7 +154,7 @@ pub fn token_document() -> String {
     format!(
         r#"{{
   "access_token": "{OLD_ACCESS_TOKEN}",
-  "refresh_token": "{}",
+  "refresh_token": "{REFRESH_TOKEN}",
   "signature": "SIG-0-old-signature=",
   "scope": "refresh_token api id",
   "instance_url": "https://old.my.salesforce.com",
@@ -157,8 +162,7 @@ pub fn token_document() -> String {
   "token_type": "Bearer",
   "issued_at": "1700000000000"
 }}
-"#,
-        crate::server::REFRESH_TOKEN
+"#
     )
 }
 
@@ -583,14 +587,4 @@ fn is_of_the_request(line: &str) -> bool {
     let starts = ["POST http", "Accept: ", "Content-Type: ", "grant_type=refresh_token"];
     let is = |start: &&str| line.starts_with(start);
     line.is_empty() || line == "Authorization: Basic ***" || starts.iter().any(is)
-}
-
-/// Waits until something holds, at most as long as the watchdog; looks now and then.
-#[track_caller]
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + WATCHDOG;
-    while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }

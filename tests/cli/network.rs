@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustls::version::{TLS12, TLS13};
 
-use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document, wait_until};
+use crate::harness::{Outcome, Run, Scenario, TOKEN_FILE, TempDir, token_document};
 use crate::server::http::basic;
 use crate::server::proxy::{Proxy, ProxyConfig, relay};
 use crate::server::{CLIENT_ID, Config, OAuth, Reply, Server, TOKEN_PATH, Tls, certificate_path};
@@ -125,7 +125,7 @@ fn a_kept_connection_that_the_server_has_closed_is_made_anew() {
         let held = fs::File::open(second).expect("the second file");
         held.lock().expect("its lock");
         let running = trusting(&scenario).args([TOKEN_FILE, "second.json"]).start();
-        wait_until("the first request", || scenario.server.posts() == 1);
+        scenario.wait_for_posts(1);
         scenario.server.wait_idle();
         held.unlock().expect("its lock again");
         let outcome = running.wait();

@@ -56,8 +56,7 @@ mod oauth;
 #[path = "proxy.rs"]
 pub mod proxy;
 
-use http::Connection;
-use http::Request;
+use http::{Connection, Request};
 pub use oauth::OAuth;
 use oauth::{Family, Issued};
 
@@ -157,7 +156,7 @@ pub enum Framing {
     Drop,
     /// No answer, and a reset.
     Reset,
-    /// As `Drop`, and where the connection is new, before a request is read.
+    /// As `Drop`, and where the connection is new, in its handshake.
     DropAtAccept,
 }
 
@@ -210,8 +209,7 @@ impl Reply {
         Self::default().framing(Framing::Reset)
     }
 
-    /// Closes a new connection before anything was answered: over TLS once the
-    /// client has begun its handshake, over plain TCP before the request is read.
+    /// Closes a new connection over TLS once the client has begun its handshake.
     pub fn drop_at_accept() -> Self {
         Self::default().framing(Framing::DropAtAccept)
     }
@@ -451,11 +449,8 @@ fn serve(shared: &Shared, stream: TcpStream, stop: &Stop) {
         due && memory.next_reply(&shared.config).is_some()
     };
     if drops_at_accept {
-        if shared.tls.is_some() {
-            drop(connection.socket.read(&mut [0; 4096]));
-            connection.socket.settle();
-        }
-        return;
+        drop(connection.socket.read(&mut [0; 4096]));
+        return connection.socket.settle();
     }
     loop {
         let goes_on = match connection.read_request() {
@@ -528,9 +523,14 @@ pub fn write_atomically(path: &Path, text: &str) {
     written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
+/// Milliseconds since 1970, as `issued_at` has them.
+pub fn now_millis() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    u64::try_from(now.as_millis()).expect("a clock before the year 584556019")
+}
+
 /// The members of a grant as Salesforce gives them.
 fn grant_body(access_token: &str, refresh_token: Option<&str>, signature: &str) -> Value {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut body = json!({
         "access_token": access_token,
         "refresh_token": refresh_token,
@@ -539,7 +539,7 @@ fn grant_body(access_token: &str, refresh_token: Option<&str>, signature: &str) 
         "instance_url": "https://example.my.salesforce.com",
         "id": "https://login.salesforce.com/id/00Dxx0000001gPLEAY/005xx000001SwiUAAS",
         "token_type": "Bearer",
-        "issued_at": now.unwrap_or_default().as_millis().to_string(),
+        "issued_at": now_millis().to_string(),
     });
     if let (None, Some(members)) = (refresh_token, body.as_object_mut()) {
         members.shift_remove("refresh_token");
