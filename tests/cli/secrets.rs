@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::harness::Run;
-use crate::server::http::{base64, form_encoded};
+use crate::server::http::{base64, form_encoded, string_members};
 
 /// What a run must not show.
 #[derive(Default)]
@@ -129,17 +129,6 @@ fn is_a_line(text: &str) -> bool {
     text.len() < 4096
         && !text.contains(['\n', '{', '[', '\u{FFFD}', '\0'])
         && serde_json::from_str::<Value>(text).is_err()
-}
-
-/// The string values of a member wherever it is in a text, be it whole JSON or not.
-fn string_members(text: &str, name: &str) -> Vec<String> {
-    let key = format!("\"{name}\"");
-    let values = text.match_indices(&key).filter_map(|(at, _)| {
-        let rest = text[at + key.len()..].trim_start().strip_prefix(':')?;
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        values.next()?.ok()?.as_str().map(str::to_owned)
-    });
-    values.collect()
 }
 
 /// How a secret may look in a text: as it is, in a form, in an URL, in JSON.

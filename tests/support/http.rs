@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 use rustls::{ServerConfig, ServerConnection};
+use serde_json::Value;
 
 use super::{Framing, Reply};
 
@@ -116,6 +117,17 @@ pub fn base64(bytes: &[u8]) -> String {
         }
     }
     encoded
+}
+
+/// The string values of a member wherever it is in a text, be it whole JSON or not.
+pub fn string_members(text: &str, name: &str) -> Vec<String> {
+    let key = format!("\"{name}\"");
+    let values = text.match_indices(&key).filter_map(|(at, _)| {
+        let rest = text[at + key.len()..].trim_start().strip_prefix(':')?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        values.next()?.ok()?.as_str().map(str::to_owned)
+    });
+    values.collect()
 }
 
 /// A TCP stream that leaves the last byte it gave out in the kernel, unread, until

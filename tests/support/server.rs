@@ -299,12 +299,10 @@ impl Memory {
 
     /// Keeps the tokens of a body that is JSON, or has JSON in it.
     fn learn(&mut self, body: &[u8]) {
-        let start = body.iter().position(|byte| *byte == b'{').unwrap_or(0);
-        let mut values = serde_json::Deserializer::from_slice(&body[start..]).into_iter::<Value>();
-        let Some(Ok(value)) = values.next() else { return };
-        self.access_tokens.extend(value["access_token"].as_str().map(str::to_owned));
+        let text = String::from_utf8_lossy(body);
+        self.access_tokens.extend(http::string_members(&text, "access_token"));
         for name in ["access_token", "refresh_token", "id_token", "signature"] {
-            self.secrets.extend(value[name].as_str().map(str::to_owned));
+            self.secrets.extend(http::string_members(&text, name));
         }
     }
 }
