@@ -12,11 +12,12 @@
 //!
 //! What holds at every step:
 //!
-//! - Once the server has answered, our copy of the grant may be the only one. If there is a journal,
-//!   it is there before anything else happens. What holds the only copy is never deleted.
-//! - What another program has put into the file is never overwritten.
+//! - Once the server has answered, our copy of the grant may be the only one. If there is a
+//!   journal, it is there before anything else happens. An only copy is never deleted.
+//! - What another program has put into the file is never overwritten, if a look can tell.
 //! - A refresh token is sent again only if it was not processed, or its answer was lost.
-//! - Secrets go to the token endpoint, into the token file and to stdout, and nowhere else.
+//! - Secrets go to the token endpoint, into the token file, its journal or a rescue file, and to
+//!   stdout, and nowhere else.
 //!
 //! Words: the *grant* is what the server gives; the *journal*, `.NAME.sf-refresh` beside the file,
 //! holds it until it is saved; *stops* are SIGHUP, SIGINT and SIGTERM; the *filter* is `-`, from
@@ -79,7 +80,7 @@ Options:
                                 json, none
   -n, --dry-run                 check everything, show the request with its
                                 secrets masked, send and change nothing
-  -q, --quiet                   print errors alone on stderr
+  -q, --quiet                   print only errors on stderr
   -v, --verbose                 print each step on stderr
   -h, --help                    print this help
   -V, --version                 print the version
@@ -101,7 +102,7 @@ Exit status:
 const VERSION: &str = concat!("sf-refresh ", env!("CARGO_PKG_VERSION"), "\n");
 /// The name of a JSON member, of a form field, and of the default grant type.
 const REFRESH_TOKEN: &str = "refresh_token";
-/// The members of documents and replies that hold tokens.
+/// The members that hold tokens. A reply's replace the old ones, of the first two only usable ones.
 const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 
 /// The token endpoints of Salesforce.
@@ -168,8 +169,8 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 /// Renews one token and prints the result: the story of a file, or of the document on stdin.
 fn renew(run: &mut Run) -> Result<(), Error> {
     let options = run.options;
-    let start = options.start().filter(|_| options.dry_run && !run.path.exists());
-    if let Some(start) = start.filter(|_| !run.is_filter) {
+    let makes_none = options.dry_run && !run.is_filter && !run.path.exists();
+    if let Some(start) = options.start().filter(|_| makes_none) {
         Request::new(options, &start).show();
         return Ok(());
     }
@@ -183,7 +184,7 @@ fn renew(run: &mut Run) -> Result<(), Error> {
         let token = run.token_to_renew(Token::parse(document, options)?);
         if let Some(reason) = run.reason_to_skip(&token, modified) {
             run.status(reason);
-            return run.print(&token);
+            return run.print_token(&token);
         }
         let request = Request::new(options, &token);
         if options.dry_run {
@@ -192,7 +193,7 @@ fn renew(run: &mut Run) -> Result<(), Error> {
         }
         if run.is_filter {
             let what = |e| format!("{}: the new document would be lost", describe(&e));
-            check_stdout().map_err(|e| usage(what(e), "lead stdout into a file or a pipe"))?;
+            check_stdout().map_err(|e| usage(what(e), "redirect stdout to a file or a pipe"))?;
         }
         let mut save = file.map(|file| Save::new(file, token.to_json().len()));
         match post(run, &request, save.as_mut()) {
@@ -236,7 +237,7 @@ fn save_and_print(
         return Err(Error::new(Exit::Setup, message, hint));
     }
     run.status(&format!("OAuth2 authorization granted! {how}"));
-    if run.is_filter { Ok(()) } else { run.print(&token) }
+    if run.is_filter { Ok(()) } else { run.print_token(&token) }
 }
 
 // ---- Vocabulary: what the story is told in. ----
@@ -361,24 +362,27 @@ impl Run<'_> {
 
     /// Gets ready for another try; the error if none is left, or none can help.
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
+        let was_lost = matches!(reply, Reply::Lost(..));
         let (error, wait) = match reply {
             Reply::Granted(..) => return Ok(()),
             Reply::Failed(error) => return Err(self.conclude(error)),
-            Reply::Later(error, wait) => obey_stop().map(|()| (error, wait))?,
+            Reply::Later(error, wait) => (error, wait),
             // At once, for many servers accept the previous token for a few seconds.
             Reply::Lost(error, wait) => {
                 let is_first = !mem::replace(&mut self.answer_lost, true);
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
             Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
-            Reply::Changed(_) => return obey_stop(),
+            Reply::Changed(_) => return obey_stop().map_err(|stopped| self.conclude(stopped)),
         };
         // Each wait is twice as long as the one before; the try that came at once had none.
         let waits = self.retries.saturating_sub(self.answer_lost.into());
         let pause = wait.unwrap_or(Duration::from_secs(2_u64.saturating_pow(waits)));
-        // The immediate retry after a lost answer is over: stops are obeyed again.
-        let is_stopped = !pause.is_zero() && os::release_stops() != 0;
-        if is_stopped || self.retries >= self.options.retry || pause >= self.left() {
+        // The immediate retry after a lost answer is part of the request, a wait is not.
+        if !(was_lost && pause.is_zero()) {
+            obey_stop().map_err(|stopped| self.conclude(stopped))?;
+        }
+        if self.retries >= self.options.retry || pause >= self.left() {
             return Err(self.conclude(error));
         }
         self.retries += 1;
@@ -424,7 +428,7 @@ impl Run<'_> {
     }
 
     /// Prints the result of a file that is saved.
-    fn print(&self, token: &Token) -> Result<(), Error> {
+    fn print_token(&self, token: &Token) -> Result<(), Error> {
         let (_, render) = self.options.output.unwrap_or(FORMATS[0]);
         let text = if self.is_filter { token.to_json() } else { render(token) };
         print_result(text.as_bytes(), "the token file is saved: read the access token from it")
@@ -543,11 +547,10 @@ impl Options {
         }
         self.no_proxy = variable("no_proxy")?.or(variable("NO_PROXY")?).unwrap_or_default();
         let sfdx = sfdx.unwrap_or_default();
-        let id = id.unwrap_or_else(|| sfdx.client_id.clone());
+        self.client_id = id.as_deref().unwrap_or(&sfdx.client_id).trim().to_owned();
         // The secret of an sfdx URL belongs to that URL's client alone.
-        let secret = sfdx.client_secret.filter(|_| sfdx.client_id == id);
+        let secret = sfdx.client_secret.filter(|_| sfdx.client_id == self.client_id);
         self.client_secret = self.client_secret.take().or(secret);
-        self.client_id = id.trim().to_owned();
         self.endpoint = self.endpoint.take().or(sfdx.endpoint);
         // One URL is one login: for more files its token would be sent twice and kill the grant.
         self.seed = sfdx.seed.filter(|_| self.sends_refresh_token() && self.files.len() == 1);
@@ -708,7 +711,7 @@ fn parse_timeout(text: &str, option: &str) -> Result<Duration, Error> {
 /// An age: a whole number and its unit.
 fn parse_age(text: &str, option: &str) -> Result<Duration, Error> {
     const UNITS: [(char, u32); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-    let in_unit = |(unit, length)| seconds(text.strip_suffix(unit)?)?.checked_mul(length);
+    let in_unit = |(unit, length)| whole_seconds(text.strip_suffix(unit)?)?.checked_mul(length);
     checked(UNITS.into_iter().find_map(in_unit), text, option, "an age such as 90s, 45m, 2h or 7d")
 }
 
@@ -781,11 +784,8 @@ fn parse_proxy(url: &str, origin: &str) -> Result<Proxy, Error> {
     let bad = |what: &str| usage(format!("{origin}: {what}"), hint);
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     let scheme = scheme.to_ascii_lowercase();
-    let default_port = match scheme.as_str() {
-        "http" => ":1080",
-        "https" => ":443",
-        _ => return Err(bad("not an http or https proxy")),
-    };
+    let known = [("http", ":1080"), ("https", ":443")].into_iter().find(|it| it.0 == scheme);
+    let (_, default_port) = known.ok_or_else(|| bad("not an http or https proxy"))?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let uri = format!("http://{authority}").parse::<Uri>().ok().filter(has_valid_authority);
     let has_port = uri.ok_or_else(|| bad("no valid host and port"))?.port().is_some();
@@ -988,8 +988,8 @@ fn whole_number(value: &Value) -> Option<u64> {
 
 /// Whether a JSON value is a usable token: a string of VSCHAR, %x20-7E (RFC 6749 appendix A).
 fn is_token(value: &Value) -> bool {
-    let is_printable = |token: &str| token.bytes().all(|b| (0x20..=0x7E).contains(&b));
-    value.as_str().is_some_and(|token| !token.is_empty() && is_printable(token))
+    let is_vschar = |b: u8| (0x20..=0x7E).contains(&b);
+    value.as_str().is_some_and(|token| !token.is_empty() && token.bytes().all(is_vschar))
 }
 
 /// The refresh token in the JSON of a document or a reply.
@@ -1066,7 +1066,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
     let is_cut_short = text.trim_start().starts_with('{')
         && serde_json::from_str::<Value>(&text).is_err_and(|e| e.is_eof());
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let wait = header("retry-after").and_then(seconds);
+    let wait = header("retry-after").and_then(whole_seconds);
     let code = json.as_ref().and_then(|json| json.get("error")).and_then(Value::as_str);
     let said = code.map_or_else(String::new, |it| server_text(it, json.as_ref(), &request.secrets));
     let failing = format!("the server is busy or failing: HTTP {status}{said}");
@@ -1085,7 +1085,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
 }
 
 /// A whole number of seconds, as in RFC 9110 §10.2.3; a date is none. More than fits is the most.
-fn seconds(text: &str) -> Option<Duration> {
+fn whole_seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
@@ -1315,7 +1315,7 @@ fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
         .agent
         .post(&request.endpoint)
         .header("Accept", "application/json")
-        // A coded reply could not be read, and its grant would be lost.
+        // A compressed reply could not be read, and its grant would be lost.
         .header("Accept-Encoding", "identity")
         .header("Content-Type", "application/x-www-form-urlencoded")
         .header("Content-Length", unsent.len().to_string());
@@ -1611,7 +1611,7 @@ fn lost_after_sending(error: &ureq::Error) -> Reply {
     }
 }
 
-// ---- File: lock, journal, save. Knows bytes and no HTTP; prints nothing but steps. ----
+// ---- File: lock, journal, save. Knows tokens and no HTTP; says what it does, prints nothing. ----
 // A save goes by the first of three plans that fits:
 // 1. rename: the journal takes the file's name;
 // 2. overwrite with a journal: other names, access control lists and attributes stay with the file;
@@ -1709,7 +1709,7 @@ impl TokenFile {
         is_named(&self.handle, path) && self.read().is_ok_and(|now| now == self.bytes)
     }
 
-    /// Makes the file so long with blanks, on the disk: no power failure may cut a document short.
+    /// Pads the file to `length` with blanks, on the disk: a power failure then cuts no document.
     fn grow(&self, length: usize) -> io::Result<()> {
         let now = self.handle.metadata()?.len();
         let missing = length.saturating_sub(usize::try_from(now).unwrap_or(length));
@@ -1750,7 +1750,7 @@ impl Journal {
             if (made.uid(), made.gid()) != (wanted.uid(), wanted.gid()) {
                 fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
             }
-            // With a folder's default list the mode would open it to those in the list.
+            // With a folder's default ACL the mode would open it to those in the list.
             if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
@@ -1763,23 +1763,26 @@ impl Journal {
     /// The journal of an earlier run; that of a live one is waited for. Errors: it cannot be one.
     fn left_over(file: &TokenFile, run: &mut Run) -> Result<Option<Self>, Error> {
         let path = Self::path_beside(&file.path);
-        while let Ok(metadata) = fs::symlink_metadata(&path) {
-            // One of another user says nothing while it is empty: that run is just making it.
-            let is_own = metadata.uid() == file.metadata.uid() || metadata.len() == 0;
-            let opened = if metadata.is_file() && metadata.nlink() == 1 && is_own {
-                OpenOptions::new().read(true).write(true).open(&path)
-            } else {
-                Err(io::Error::other("it is not a regular file of the same owner with one name"))
-            };
+        while let Ok(found) = fs::symlink_metadata(&path) {
+            let hint = format!("look at it, and remove it if not wanted: {}", path.display());
+            let failed = |cause| file_error("use the journal beside it", cause, &hint);
+            if !found.is_file() {
+                return Err(failed(io::Error::other("it is not a regular file")));
+            }
+            let opened = OpenOptions::new().read(true).write(true).open(&path);
             if opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
                 continue;
             }
-            let hint = format!("look at it, and remove it if not wanted: {}", path.display());
-            let handle = opened.map_err(|e| file_error("use the journal beside it", e, &hint))?;
+            let handle = opened.map_err(failed)?;
+            // Not before it is locked: a live run may just be handing it over to the file's owner.
             lock_within(&handle, run)?;
+            let own = handle.metadata().map_err(failed)?;
             let journal = Self { path: path.clone(), handle };
             if journal.is_ours() {
-                return Ok(Some(journal));
+                // Others could make it hold a grant of theirs.
+                let is_trusted = own.uid() == file.metadata.uid() && own.nlink() == 1;
+                let foreign = || failed(io::Error::other("it belongs to another user or file"));
+                return if is_trusted { Ok(Some(journal)) } else { Err(foreign()) };
             }
         }
         Ok(None)
@@ -1787,7 +1790,7 @@ impl Journal {
 
     /// Whether its name still stands for it.
     fn is_ours(&self) -> bool {
-        is_named(&self.handle, &self.path)
+        is_named(&self.handle, &self.path) && !self.path.is_symlink()
     }
 
     /// Removes it; one that is no longer ours stays.
@@ -1798,7 +1801,7 @@ impl Journal {
     }
 
     /// What a left-over journal holds for its file. It wins if the file is still what it was to
-    /// replace, or was being overwritten; if it does not say what that was, unless the file is newer.
+    /// replace, or is half overwritten; if it does not say what that was, unless the file is newer.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
         let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
@@ -1905,6 +1908,7 @@ struct Save<'a> {
     journal: Option<Journal>,
     /// Nothing is lost if another inode takes the file's name.
     can_rename: bool,
+    /// How long the document is at least, in bytes.
     length: usize,
     /// When the grant came in, if not just now.
     granted_at: Option<SystemTime>,
@@ -2089,7 +2093,7 @@ fn folder_of(path: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// Makes a change of names last. A folder that by its nature cannot be synced is no failure.
+/// Makes a rename durable. A folder that by its nature cannot be synced is no failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied};
     let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
@@ -2111,10 +2115,8 @@ fn write_rescue_file(beside: &Path, document: &[u8]) -> Option<PathBuf> {
     let name = format!("sf-refresh-rescued-{}.json", since_1970.as_nanos());
     let folders = [folder_of(beside).to_owned(), PathBuf::from("."), std::env::temp_dir()];
     folders.into_iter().map(|folder| folder.join(&name)).find(|path| {
-        let mut how = OpenOptions::new();
-        let Ok(file) = how.write(true).create_new(true).mode(0o600).open(path) else {
-            return false;
-        };
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let Ok(file) = opened else { return false };
         let written = file.write_all_at(document, 0).and_then(|()| file.sync_all());
         let written = written.and_then(|()| sync_folder(path));
         written.inspect_err(|_| drop(fs::remove_file(path))).is_ok()
@@ -2166,7 +2168,7 @@ fn deliver(document: &[u8], (cause, journal): &NotSaved, beside: &Path) -> Error
         Some(_) => in_journal().or_else(on_stdout).or_else(in_file),
     };
     let why = cause.as_deref().unwrap_or("another program changed the file meanwhile");
-    let (place, hint) = place.unwrap_or(("nor save it elsewhere".to_owned(), "log in again"));
+    let (place, hint) = place.unwrap_or(("nor anywhere else".to_owned(), "log in again"));
     Error::new(Exit::Undelivered, format!("granted, but {why}; {place}"), hint)
 }
 
@@ -2235,20 +2237,20 @@ mod os {
     static HELD: AtomicI32 = AtomicI32::new(0);
 
     unsafe extern "C" {
-        // Safe: all that is ever set are 0, IGNORE and `note`, which touches nothing but an atomic.
+        // Safe: all that is ever set are 0, IGNORE and `note_stop`, which touches but an atomic.
         safe fn signal(number: c_int, action: usize) -> usize;
         fn flistxattr(file: c_int, list: *mut c_char, size: usize) -> isize;
         fn syscall(number: c_long, ...) -> c_long;
     }
 
-    extern "C" fn note(number: c_int) {
+    extern "C" fn note_stop(number: c_int) {
         NOTED.store(number, Relaxed);
     }
 
     /// From now on stops are noted and not obeyed; ignored ones stay ignored.
     pub fn hold_stops() {
         for number in STOPS {
-            if signal(number, note as *const () as usize) == IGNORE {
+            if signal(number, note_stop as *const () as usize) == IGNORE {
                 signal(number, IGNORE);
                 let _ = NOTED.compare_exchange(number, 0, Relaxed, Relaxed);
             } else {

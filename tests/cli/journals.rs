@@ -148,6 +148,25 @@ fn a_journal_that_its_run_left_when_it_died_is_taken_then() {
 }
 
 #[test]
+fn a_journal_that_another_user_fills_meanwhile_is_not_taken() {
+    if !is_root("a journal of another user") {
+        return;
+    }
+    let scenario = Scenario::strict();
+    set_age(&scenario.file(), HOUR);
+    let journal = live_journal(&scenario);
+    chown(scenario.journal(), Some(NOBODY), Some(NOBODY)).expect("to give it away");
+    let mut run = scenario.command().args(["-v", TOKEN_FILE]).start();
+    run.wait_for("waiting for another run");
+    let granted = json!({ "access_token": ITS_ACCESS_TOKEN, "refresh_token": ITS_REFRESH_TOKEN });
+    fs::write(scenario.journal(), granted.to_string()).expect("a whole journal");
+    drop(journal);
+    run.wait().assert_status(1).assert_sent(0).assert_says("another user");
+    assert_eq!(scenario.dir.read(TOKEN_FILE), token_document().as_bytes());
+    assert_eq!(scenario.dir.read(scenario.journal()), granted.to_string().as_bytes());
+}
+
+#[test]
 fn a_journal_that_is_held_beyond_the_time_out_is_a_temporary_failure() {
     let scenario = Scenario::strict();
     let _journal = live_journal(&scenario);
