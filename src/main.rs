@@ -553,7 +553,7 @@ impl Options {
         self.client_secret = self.client_secret.take().or(secret);
         self.endpoint = self.endpoint.take().or(sfdx.endpoint);
         // One URL is one login: for more files its token would be sent twice and kill the grant.
-        self.seed = sfdx.seed.filter(|_| self.sends_refresh_token() && self.files.len() == 1);
+        self.seed = sfdx.seed.filter(|_| self.grant_type == REFRESH_TOKEN && self.files.len() == 1);
         Ok(())
     }
 
@@ -576,15 +576,10 @@ impl Options {
         .map_err(|(message, hint)| usage(message, hint))
     }
 
-    /// Whether it is the file's refresh token that is sent.
-    fn sends_refresh_token(&self) -> bool {
-        self.grant_type == REFRESH_TOKEN
-    }
-
     /// What a token file starts from that does not exist yet, if one may be made.
     fn start(&self) -> Option<Token> {
         let seed = self.seed.as_ref().map(|seed| (REFRESH_TOKEN.to_owned(), seed.expose().into()));
-        let may_start = seed.is_some() || !self.sends_refresh_token();
+        let may_start = seed.is_some() || self.grant_type != REFRESH_TOKEN;
         may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
@@ -877,7 +872,7 @@ impl Token {
             Err(cause) => return bad(&format!("is not JSON: {cause}"), needed),
         };
         let wrong = match members.get(REFRESH_TOKEN) {
-            _ if !options.sends_refresh_token() => None,
+            _ if options.grant_type != REFRESH_TOKEN => None,
             None => return bad("has no refresh_token", Self::what_to_do(&members)),
             Some(value) if is_token(value) => None,
             Some(Value::String(token)) if token.is_empty() => Some("an empty string"),
@@ -1224,7 +1219,7 @@ impl Request {
         let mut secrets = Secrets::default();
         TOKENS.iter().for_each(|name| secrets.add(token.string(name).unwrap_or_default()));
         let refresh_token = token.refresh_token().to_owned();
-        let refresh_token = options.sends_refresh_token().then_some(Secret(refresh_token));
+        let refresh_token = (options.grant_type == REFRESH_TOKEN).then_some(Secret(refresh_token));
         let mut fields = vec![("grant_type", options.grant_type.as_str())];
         let mut authorization = None;
         let secret = options.client_secret.as_ref().map(Secret::expose);
@@ -1800,8 +1795,9 @@ impl Journal {
         }
     }
 
-    /// What a left-over journal holds for its file. It wins if the file is still what it was to
-    /// replace, or is half overwritten; if it does not say what that was, unless the file is newer.
+    /// What a left-over journal holds for its file. It wins over what it was to replace, as it says
+    /// behind its mark: over that, an edit of it with the same refresh token, or a mixture of both
+    /// (it was being written over the file). Without a mark it wins over an older file.
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
         let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
