@@ -717,8 +717,7 @@ fn parse_format(text: &str, option: &str) -> Result<Format, Error> {
     checked(named, text, option, &names.join(", "))
 }
 
-/// A token endpoint: `https`, or `http` on a loopback address. A host of Salesforce may lack the
-/// path. ureq would send user info, and take another port for a bad one in silence.
+/// A token endpoint: `https`, or `http` on loopback. What is refused here, ureq would take.
 fn parse_endpoint(url: &str, origin: &str) -> Result<Uri, Error> {
     const PAGES: [&str; 2] = [".lightning.force.com", ".my.salesforce-setup.com"];
     let bad = |(what, hint): (&str, &str)| usage(format!("{origin}: {what}"), hint);
@@ -1035,9 +1034,8 @@ const OAUTH_ERRORS: &[(&str, &str, Exit, &str)] = &[
 const LATER: &str = "run it again later";
 /// Said if a request went out, and no whole answer came back.
 const MAY_BE_USED: &str = "the server may have used the refresh token";
-/// A server that wants a client certificate: as an alert, or on a page.
+// A server that wants a client certificate, by an alert or on a page, and the hint.
 const CERTIFICATE_DEMANDED: &str = "the server demands a client certificate";
-/// The hint for it.
 const CERTIFICATE_HINT: &str = "sf-refresh cannot present one: use an endpoint that takes none";
 
 /// What a whole answer means; secrets of the request in what the server says are not told.
@@ -1053,9 +1051,7 @@ fn read_answer(status: u16, headers: &HeaderMap, body: &[u8], request: &Request)
         has("access_token") || has(REFRESH_TOKEN) && is_new && !members.contains_key("error")
     };
     let json = match reply_json(body) {
-        Some(Value::Object(members)) if success && is_grant(&members) => {
-            return Reply::Granted((status, members));
-        }
+        Some(Value::Object(it)) if success && is_grant(&it) => return Reply::Granted((status, it)),
         json => json,
     };
     let is_cut_short = text.trim_start().starts_with('{')
@@ -1295,8 +1291,7 @@ fn base64(bytes: &[u8]) -> String {
 /// One POST, and what came of it. `save` is prepared before the body goes out, and keeps the reply.
 fn post(run: &Run, request: &Request, save: Option<&mut Save>) -> Reply {
     run.step(&format!("POST {}", shown(&request.endpoint)));
-    // Room for the reply is taken now: between a grant and its save each system call counts, and to
-    // allocate can be one. Nothing may be printed there either.
+    // Taken now: between a grant and its save nothing may wait, be it for memory or a terminal.
     let reply = Vec::with_capacity(RESERVE);
     let unsent = request.body.expose().as_bytes();
     let mut exchange =
@@ -1749,7 +1744,7 @@ impl Journal {
             if save.can_rename && made.mode() != wanted.mode() && !os::has_attributes(file) {
                 file.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
             }
-            file.write_all_at(&[&vec![b' '; room], REPLACES, &save.file.bytes].concat(), 0)
+            file.write_all_at(&save.with_replaced(&vec![b' '; room]), 0)
         };
         prepare(&journal.handle).inspect_err(|_| journal.remove())?;
         Ok(journal)
@@ -1867,23 +1862,17 @@ impl Journal {
         let path = self.path.with_extension("sf-renewed");
         let _ = fs::remove_file(&path);
         let fresh = Self::make_at(path, save, document.len())?;
-        let done = fresh.write(document, save).and_then(|()| fs::rename(&fresh.path, &self.path));
-        done.inspect_err(|_| fresh.remove())?;
+        let written = fresh.write(&save.with_replaced(document), save.granted_at);
+        let renamed = written.and_then(|()| fs::rename(&fresh.path, &self.path));
+        renamed.inspect_err(|_| fresh.remove())?;
         Ok(Self { path: self.path.clone(), ..fresh })
     }
 
-    /// Replaces all that it holds, and waits for the disk. It is then newer than the token file.
-    fn write(&self, text: &[u8], save: &Save) -> io::Result<()> {
+    /// Replaces all that it holds, with a time if one is given, and waits for the disk.
+    fn write(&self, text: &[u8], time: Option<SystemTime>) -> io::Result<()> {
         self.handle.write_all_at(text, 0)?;
         self.handle.set_len(text.len() as u64)?;
-        save.granted_at.map_or(Ok(()), |time| self.handle.set_modified(time))?;
-        let of_file = save.file.metadata.modified()?;
-        // By as little as the file system can tell, even if the clock is behind.
-        for step in [Duration::from_millis(1), Duration::from_secs(2)] {
-            if self.handle.metadata()?.modified()? <= of_file {
-                self.handle.set_modified(of_file.checked_add(step).unwrap_or(of_file))?;
-            }
-        }
+        time.map_or(Ok(()), |time| self.handle.set_modified(time))?;
         self.handle.sync_all()
     }
 }
@@ -1916,6 +1905,11 @@ impl<'a> Save<'a> {
         let can_rename = file.metadata.nlink() == 1 && !os::has_attributes(&file.handle);
         let length = length.max(file.bytes.len());
         Self { file, journal: None, can_rename, length, granted_at: None }
+    }
+
+    /// A journal's text: a document or room for it, and what that is to replace.
+    fn with_replaced(&self, document: &[u8]) -> Vec<u8> {
+        [document, REPLACES, &self.file.bytes].concat()
     }
 
     /// Proves that the save will work: makes the journal, or room in the file itself.
@@ -1966,8 +1960,8 @@ impl<'a> Save<'a> {
             return Ok(how);
         }
         // A journal that does not take the file's name goes on saying what it was to replace.
-        let text = [document, REPLACES, &self.file.bytes].concat();
-        let is_whole = |it: &Journal| it.is_ours() && it.write(&text, self).is_ok();
+        let text = self.with_replaced(document);
+        let is_whole = |it: &Journal| it.is_ours() && it.write(&text, self.granted_at).is_ok();
         let journal = journal.filter(is_whole);
         match self.overwrite(document) {
             Ok(true) => {}
@@ -1991,12 +1985,19 @@ impl<'a> Save<'a> {
     fn rename(&self, journal: &Journal, document: &[u8]) -> Option<&'static str> {
         let (new, old) = (&journal.path, &self.file.path);
         let is_unchanged = || self.file.is_unchanged_at(old);
-        // What takes the file's name is the document alone: only for an unchanged file does a
-        // journal of it tell the next run enough.
+        // What takes the file's name is the document alone, and for that moment only its time tells
+        // the next run what it replaces: it is newer than the file, by as little as the file system
+        // can tell, so that what somebody writes there from now on is newer still.
+        let before = self.file.metadata.modified().ok()?;
+        let is_newer = |step| {
+            let written = journal.write(document, before.checked_add(step));
+            let time = written.and_then(|()| journal.handle.metadata()?.modified());
+            time.is_ok_and(|time| time > before)
+        };
         let is_ready = self.can_rename
             && journal.is_ours()
             && is_unchanged()
-            && journal.write(document, self).is_ok()
+            && (is_newer(Duration::from_millis(1)) || is_newer(Duration::from_secs(2)))
             && !os::has_attributes(&journal.handle)
             && is_unchanged();
         if !is_ready {
@@ -2012,6 +2013,7 @@ impl<'a> Save<'a> {
             let _ = os::exchange(new, old);
             return None;
         }
+        let _ = journal.handle.set_modified(self.granted_at.unwrap_or_else(SystemTime::now));
         let is_synced = sync_folder(old).is_ok();
         Some(if is_synced { "saved" } else { "saved, but the folder could not be synced" })
     }
@@ -2099,7 +2101,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// All bytes of a source, if there are at most `limit`.
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
-    // A document and the blanks behind it: to grow can be a system call, see [`post`].
+    // A document and the blanks behind it: to grow can be a system call.
     let mut bytes = Vec::with_capacity(RESERVE + 4096);
     source.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
@@ -2140,8 +2142,7 @@ fn print_result(text: &[u8], hint: &str) -> Result<(), Error> {
     failure.map_or(Ok(()), |e| Err(Error::new(Exit::Undelivered, describe(&e), hint)))
 }
 
-/// Puts a grant that is in no token file where it can be found: the journal, if that holds it, or
-/// stdout, or a file of its own. What another program has put into the token file stays there.
+/// Puts a grant that is in no token file where it can be found: journal, stdout or a file of its own.
 fn deliver(document: &[u8], (cause, journal): &NotSaved, beside: &Path) -> Error {
     let in_journal = || {
         let path = journal.as_ref()?.path.display();
