@@ -12,16 +12,16 @@
 //!
 //! What holds at every step:
 //!
-//! - Once the server has answered, our copy of the grant may be the only one. If there is a
-//!   journal, it is there before anything else happens. An only copy is never deleted.
+//! - Once the server has answered, our copy of the grant may be the only one. It is written to
+//!   the journal, if there is one, before anything else is done. An only copy is never deleted.
 //! - What another program has put into the file is never overwritten, if a look can tell.
 //! - A refresh token is sent again only if it was not processed, or its answer was lost.
 //! - Secrets go to the token endpoint, into the token file, its journal or a rescue file, and to
 //!   stdout, and nowhere else.
 //!
 //! Words: the *grant* is what the server gives; the *journal*, `.NAME.sf-refresh` beside the file,
-//! holds it until it is saved; *stops* are SIGHUP, SIGINT and SIGTERM; the *filter* is `-`, from
-//! stdin to stdout; the *seed* is the first refresh token, from an sfdx auth URL.
+//! holds it until it is saved; *stops* are SIGHUP, SIGINT and SIGTERM; a *filter* runs from stdin
+//! to stdout; the *seed* is the first refresh token, from an sfdx auth URL.
 //!
 //! Exit status: see [`HELP`]; 70 is a bug.
 
@@ -48,19 +48,17 @@ use ureq::{Agent, Proxy, SendBody};
 /// What `--help` prints; README and man page are held to it by tests.
 const HELP: &str = "\
 Usage: sf-refresh [OPTIONS] FILE...
-       sf-refresh [OPTIONS] -
+       sf-refresh [OPTIONS] -   token JSON on stdin, the renewed JSON on stdout
 
 Renew the OAuth2 access token in a JSON file, in place, and print it.
-With - the token JSON is read from stdin and the renewed JSON goes to stdout.
 
 Options:
   -i, --client-id ID            the app's consumer key (or SF_CLIENT_ID)
   -s, --client-secret-file FILE the file that holds the app's secret
                                 (or the secret in SF_CLIENT_SECRET)
       --basic                   send id and secret in an Authorization header
-  -g, --grant-type TYPE         refresh_token (default); client_credentials,
-                                authorization_code and others can make the file,
-                                with their fields by --data
+  -g, --grant-type TYPE         refresh_token (default); client_credentials and
+                                others can make the file, with --data for fields
   -d, --data NAME=VALUE         one more form field; NAME@FILE takes the value
                                 from a file; repeatable
   -e, --endpoint URL            the token endpoint (or SF_TOKEN_ENDPOINT);
@@ -138,9 +136,8 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
         return print_result(text.as_bytes(), "").map(|()| ExitCode::SUCCESS);
     }
     for field in options.data.iter().filter(|field| field.is_exposed && !options.quiet) {
-        let name = &field.name;
-        say(None, &format!("everybody on this machine can read the {name} in --data"));
-        say_line(&format!("hint: --data {name}@FILE takes it from a file"));
+        say(None, &format!("everybody on this machine can read the {} in --data", field.name));
+        say_line(&format!("hint: --data {}@FILE takes it from a file", field.name));
     }
     let agent = new_agent(&mut options);
     let mut status = None;
@@ -157,7 +154,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
             answer_lost: false,
             uses_seed: false,
         };
-        match renew(&mut run) {
+        match renew(&mut run).map_err(|error| run.conclude(error)) {
             Err(error) if error.exit == Exit::Stopped => return Err(error),
             Err(error) => status = status.or(Some(error.report(Some(path)))),
             Ok(()) => {}
@@ -170,7 +167,7 @@ fn run(arguments: lexopt::Parser) -> Result<ExitCode, Error> {
 fn renew(run: &mut Run) -> Result<(), Error> {
     let options = run.options;
     let makes_none = options.dry_run && !run.is_filter && !run.path.exists();
-    if let Some(start) = options.start().filter(|_| makes_none) {
+    if let Some(start) = options.initial_token().filter(|_| makes_none) {
         Request::new(options, &start).show();
         return Ok(());
     }
@@ -196,16 +193,18 @@ fn renew(run: &mut Run) -> Result<(), Error> {
             check_stdout().map_err(|e| usage(what(e), "redirect stdout to a file or a pipe"))?;
         }
         let mut save = file.map(|file| Save::new(file, token.to_json().len()));
-        match post(run, &request, save.as_mut()) {
-            Reply::Granted(grant) => return save_and_print(run, token, grant, save),
+        let reply = post(run, &request, save.as_mut());
+        if let Reply::Granted(grant) = reply {
+            run.answer_lost = false;
+            return save_and_print(run, token, grant, save);
+        }
+        drop(save);
+        match reply {
             Reply::Failed(error) if run.switch_token(file, &token, &error) => {
-                obey_stop()?;
                 run.step(&format!("{}, trying another refresh token", error.message));
+                obey_stop()?;
             }
-            reply => {
-                drop(save);
-                run.try_again(reply)?;
-            }
+            reply => run.try_again(reply)?,
         }
     }
 }
@@ -364,36 +363,39 @@ impl Run<'_> {
     fn try_again(&mut self, reply: Reply) -> Result<(), Error> {
         let was_lost = matches!(reply, Reply::Lost(..));
         let (error, wait) = match reply {
-            Reply::Granted(..) => return Ok(()),
-            Reply::Failed(error) => return Err(self.conclude(error)),
+            Reply::Failed(error) => return Err(error),
             Reply::Later(error, wait) => (error, wait),
             // At once, for many servers accept the previous token for a few seconds.
             Reply::Lost(error, wait) => {
                 let is_first = !mem::replace(&mut self.answer_lost, true);
                 (error, wait.or(is_first.then_some(Duration::ZERO)))
             }
-            Reply::Changed(error) if self.left().is_zero() => return Err(self.conclude(error)),
-            Reply::Changed(_) => return obey_stop().map_err(|stopped| self.conclude(stopped)),
+            Reply::Changed(error) if self.left().is_zero() => return Err(error),
+            Reply::Changed(_) | Reply::Granted(_) => return obey_stop(),
         };
         // Each wait is twice as long as the one before; the try that came at once had none.
         let waits = self.retries.saturating_sub(self.answer_lost.into());
         let pause = wait.unwrap_or(Duration::from_secs(2_u64.saturating_pow(waits)));
         // The immediate retry after a lost answer is part of the request, a wait is not.
         if !(was_lost && pause.is_zero()) {
-            obey_stop().map_err(|stopped| self.conclude(stopped))?;
+            obey_stop()?;
         }
         if self.retries >= self.options.retry || pause >= self.left() {
-            return Err(self.conclude(error));
+            return Err(error);
         }
         self.retries += 1;
+        let what = format!("{}, trying again", error.message);
+        if was_lost {
+            self.status(&what)
+        } else {
+            self.step(&what)
+        }
         thread::sleep(pause);
-        self.step(&format!("{}, trying again", error.message));
         Ok(())
     }
 
     /// The error that ends the work on a file, true for all of its requests.
     fn conclude(&self, mut error: Error) -> Error {
-        os::release_stops();
         if self.answer_lost && !error.message.contains(MAY_BE_USED) {
             let message = error.message.trim_end_matches("; nothing was sent");
             error.message = format!("{message}; before that an answer was lost: {MAY_BE_USED}");
@@ -431,7 +433,8 @@ impl Run<'_> {
     fn print_token(&self, token: &Token) -> Result<(), Error> {
         let (_, render) = self.options.output.unwrap_or(FORMATS[0]);
         let text = if self.is_filter { token.to_json() } else { render(token) };
-        print_result(text.as_bytes(), "the token file is saved: read the access token from it")
+        let hint = if self.is_filter { "" } else { "the token file is saved: it has the token" };
+        print_result(text.as_bytes(), hint)
     }
 }
 
@@ -560,7 +563,7 @@ impl Options {
     /// Sees that nothing is missing, and that `-` stands alone.
     fn check(&self) -> Result<(), Error> {
         let filter = self.files.iter().any(|file| file.as_os_str() == "-");
-        let is_partial = self.output.is_some_and(|(name, _)| name != "json");
+        let is_not_json = self.output.is_some_and(|(name, _)| name != "json");
         let example = "sf-refresh -i CONSUMER_KEY token.json; sf-refresh --help says more";
         let only_copy = "the renewed document is the only copy of the grant: leave --output out";
         let client_id = "--client-id or SF_CLIENT_ID: Setup shows the app's consumer key";
@@ -569,7 +572,7 @@ impl Options {
         first_problem(&[
             (self.files.is_empty(), "missing FILE", example),
             (filter && self.files.len() > 1, "'-' cannot be combined with other files", ""),
-            (filter && is_partial, "with '-' stdout gets the JSON alone", only_copy),
+            (filter && is_not_json, "with '-' stdout gets the JSON alone", only_copy),
             (self.client_id.is_empty(), "missing client id", client_id),
             (lacks_secret, "--basic needs a client secret", secret),
         ])
@@ -577,13 +580,13 @@ impl Options {
     }
 
     /// What a token file starts from that does not exist yet, if one may be made.
-    fn start(&self) -> Option<Token> {
+    fn initial_token(&self) -> Option<Token> {
         let seed = self.seed.as_ref().map(|seed| (REFRESH_TOKEN.to_owned(), seed.expose().into()));
         let may_start = seed.is_some() || self.grant_type != REFRESH_TOKEN;
         may_start.then(|| Token { members: seed.into_iter().collect() })
     }
 
-    /// Where the token goes: option, environment, sfdx URL, sandbox, production.
+    /// The endpoint, the first of: option, environment, sfdx URL, sandbox, production.
     fn endpoint_for(&self, token: &Token) -> Uri {
         // The file may choose between these two and name no host of its own.
         let id = format!("{}/", token.string("id").unwrap_or_default());
@@ -858,28 +861,25 @@ impl Token {
         let bad = |message: &str, hint: &str| Err(Error::new(Exit::File, message, hint));
         let restore = "restore it, or log in again; a shell's > empties a file before it is read";
         let needed = "the file has to hold the token reply: a JSON object with refresh_token";
+        let spoilt = "restore the file, or log in again";
         let text = trimmed(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes));
         if text.is_empty() {
-            return options.start().map_or_else(|| bad("is empty", restore), Ok);
+            return options.initial_token().map_or_else(|| bad("is empty", restore), Ok);
         }
         if text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF") {
             return bad("is UTF-16, not UTF-8", "save it as UTF-8; PowerShell's > writes UTF-16");
         }
         let members = match serde_json::from_slice(text) {
             Ok(Value::Object(members)) => members,
-            Ok(other) => return bad(&format!("holds {}, no token", kind_of(&other)), needed),
+            Ok(_) => return bad("holds no JSON object", needed),
             Err(cause) => return bad(&format!("is not JSON: {cause}"), needed),
         };
-        let wrong = match members.get(REFRESH_TOKEN) {
-            _ if options.grant_type != REFRESH_TOKEN => None,
-            None => return bad("has no refresh_token", Self::what_to_do(&members)),
-            Some(value) if is_token(value) => None,
-            Some(Value::String(token)) if token.is_empty() => Some("an empty string"),
-            Some(Value::String(_)) => Some("not made of printable ASCII characters"),
-            Some(other) => Some(kind_of(other)),
-        };
-        let Some(what) = wrong else { return Ok(Self { members }) };
-        bad(&format!("has a refresh_token that is {what}"), "restore the file, or log in again")
+        match members.get(REFRESH_TOKEN) {
+            _ if options.grant_type != REFRESH_TOKEN => Ok(Self { members }),
+            None => bad("has no refresh_token", Self::what_to_do(&members)),
+            Some(value) if is_token(value) => Ok(Self { members }),
+            Some(_) => bad("has a refresh_token that is no string of printable ASCII", spoilt),
+        }
     }
 
     /// What to do about a document without a refresh token, by what it looks like.
@@ -948,13 +948,13 @@ impl Token {
     }
 }
 
-/// A time in milliseconds since 1970 in the form of an old one: `expires_at` is in seconds
-/// (requests-oauthlib), `expiry` is text (RFC 3339, Go), the others are in milliseconds.
+/// A time in milliseconds since 1970, written as an old one: in seconds, as RFC 3339, as text.
 fn time_like(old: &Value, name: &str, millis: u64) -> Value {
-    let seconds = millis / 1000;
-    let number = if name == "expires_at" { seconds } else { millis };
+    let number = if name == "expires_at" { millis / 1000 } else { millis };
     match old {
-        Value::String(old) if name == "expiry" && old.contains('T') => rfc_3339(seconds).into(),
+        Value::String(old) if name == "expiry" && old.contains('T') => {
+            rfc_3339(millis / 1000).into()
+        }
         Value::String(_) => number.to_string().into(),
         _ => number.into(),
     }
@@ -999,22 +999,10 @@ fn reply_json(body: &[u8]) -> Option<Value> {
     first(&text).or_else(|| first(&text.replace(r"\ud", r"\uff").replace(r"\uD", r"\uff")))
 }
 
-/// A JSON value's kind, with its article.
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
 // ---- Reply: what a status and a body mean; tables first. Pure: no I/O, no clock. ----
 
 /// What an `error` of RFC 6749 §5.2 or of Salesforce means: its codes (none: any), a part of its
-/// description, the exit status, a hint. The first row that fits counts; any other is the set-up.
+/// description, the exit status, a hint. The first row that fits counts; what fits none is `Setup`.
 #[rustfmt::skip]
 const OAUTH_ERRORS: &[(&str, &str, Exit, &str)] = &[
     ("", "ip restricted", Exit::Setup, "a login does not help: have this machine's address allowed, in the app or the user's profile"),
@@ -1115,11 +1103,9 @@ fn not_a_reply(status: u16, body: &[u8], json: Option<&Value>) -> Error {
     let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
     let is_page = body.starts_with(b"<");
     let (no_reply, unsaid) = ("not a token reply", "the server refused without saying why");
-    let has_token = json.is_some_and(|json| json.get("access_token").is_some());
     let came = match json {
-        Some(_) if has_token => "JSON with an access_token that cannot be used",
-        Some(Value::Object(_)) => "JSON without an access_token",
-        Some(other) => kind_of(other),
+        Some(Value::Object(_)) => "JSON without a usable access_token",
+        Some(_) => "JSON that is no object",
         None if body.is_empty() => "an empty body",
         None if is_page => "a web page, not JSON",
         None if has("access_token=") => "form-encoded text, not JSON",
@@ -1340,7 +1326,6 @@ struct Exchange<'a, 'b> {
     sent: bool,
     /// Why nothing was sent: the save is not sure to work.
     unprepared: Option<Reply>,
-    /// The body of the reply as far as it has come.
     reply: Vec<u8>,
 }
 
@@ -1615,7 +1600,7 @@ struct TokenFile {
     metadata: fs::Metadata,
     /// What it holds: a save replaces these bytes and no others.
     bytes: Vec<u8>,
-    /// This run made the file, and removes it again if the request brings nothing.
+    /// This run made the file, and removes it again if nothing comes of it.
     made: bool,
 }
 
@@ -1623,12 +1608,12 @@ impl TokenFile {
     /// Opens (or makes) and locks the token file of a run, and finishes an interrupted save.
     fn lock(run: &mut Run) -> Result<Self, Error> {
         loop {
-            let mut file = Self::open(run.path, run.options.start().is_some())?;
+            let mut file = Self::open(run.path, run.options.initial_token().is_some())?;
             if file.handle.try_lock().is_err() {
                 file.note_access_token(run);
                 lock_within(&file.handle, run)?;
             }
-            if !is_named(&file.handle, run.path) {
+            if !is_named(&file.handle, fs::metadata(run.path)) {
                 // Somebody renamed another over it: the former holder of the lock, or a login.
                 file.note_access_token(run);
                 if run.left().is_zero() {
@@ -1642,15 +1627,10 @@ impl TokenFile {
             run.step("locked");
             match journal {
                 None => return Ok(file),
+                // A dry run leaves it to a real one.
+                Some(_) if run.options.dry_run => return Ok(file),
                 // Then it is looked at again: its name may stand for the former journal.
-                Some(journal) if !run.options.dry_run => journal.finish(&file, run)?,
-                // In memory alone.
-                Some(journal) => {
-                    if let Ok(LeftOver::Unsaved(token, _)) = journal.read(&file, run.options) {
-                        file.bytes = token.to_json().into_bytes();
-                    }
-                    return Ok(file);
-                }
+                Some(journal) => journal.finish(&file, run)?,
             }
         }
     }
@@ -1671,8 +1651,13 @@ impl TokenFile {
             .map_err(|(what, hint)| Error::new(Exit::File, what, hint))?;
         }
         let mut how = OpenOptions::new();
-        how.read(true).write(true).create(made).truncate(false).mode(0o600);
-        let handle = how.open(path).map_err(cannot_open)?;
+        let handle = match how.read(true).write(true).create_new(made).mode(0o600).open(path) {
+            // Another run was faster to make it, or a symlink leads nowhere.
+            Err(e) if made && e.kind() == ErrorKind::AlreadyExists && path.exists() => {
+                return Self::open(path, false);
+            }
+            opened => opened.map_err(cannot_open)?,
+        };
         let path = fs::canonicalize(path).map_err(cannot_open)?;
         let metadata = handle.metadata().map_err(cannot_open)?;
         Ok(Self { path, handle, metadata, bytes: Vec::new(), made })
@@ -1696,7 +1681,7 @@ impl TokenFile {
 
     /// Whether this name stands for the file as it was read.
     fn is_unchanged_at(&self, path: &Path) -> bool {
-        is_named(&self.handle, path) && self.read().is_ok_and(|now| now == self.bytes)
+        is_named(&self.handle, fs::metadata(path)) && self.read().is_ok_and(|now| now == self.bytes)
     }
 
     /// Pads the file to `length` with blanks, on the disk: a power failure then cuts no document.
@@ -1708,6 +1693,14 @@ impl TokenFile {
         }
         self.handle.write_all_at(&vec![b' '; missing], now)?;
         self.handle.sync_all()
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        if self.made && self.bytes.is_empty() && self.is_unchanged_at(&self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -1780,7 +1773,7 @@ impl Journal {
 
     /// Whether its name still stands for it.
     fn is_ours(&self) -> bool {
-        is_named(&self.handle, &self.path) && !self.path.is_symlink()
+        is_named(&self.handle, fs::symlink_metadata(&self.path))
     }
 
     /// Removes it; one that is no longer ours stays.
@@ -1796,9 +1789,12 @@ impl Journal {
     fn read(&self, file: &TokenFile, options: &Options) -> io::Result<LeftOver> {
         let bytes = read_limited(&self.handle, 4 * MAX_DOCUMENT)?;
         let mark = bytes.windows(REPLACES.len()).position(|window| window == REPLACES);
-        let replaced = mark.map(|at| &bytes[at + REPLACES.len()..]);
+        let replaced = mark.map(|at| trimmed(&bytes[at + REPLACES.len()..]));
         let reply = reply_json(&bytes[..mark.unwrap_or(bytes.len())]);
-        let reply = reply.filter(|reply| reply.get(REFRESH_TOKEN).is_some_and(is_token));
+        // Other grants may bring no refresh token.
+        let token =
+            if options.grant_type == REFRESH_TOKEN { REFRESH_TOKEN } else { "access_token" };
+        let reply = reply.filter(|reply| reply.get(token).is_some_and(is_token));
         let Some(Value::Object(members)) = reply else { return Ok(LeftOver::Nothing) };
         let grant = Token { members };
         let granted_at = self.handle.metadata()?.modified()?;
@@ -1815,13 +1811,13 @@ impl Journal {
         let is_half_written = !file.bytes.is_empty()
             && file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(old, i));
         Ok(match Token::parse(&file.bytes, options) {
+            _ if file.bytes == new.trim_ascii_end() => LeftOver::Nothing,
             // It may be the bare reply.
             Ok(mut token) if is_as_before => {
                 token.merge(grant.members, granted_at);
                 LeftOver::Unsaved(token, granted_at)
             }
             Err(_) if is_as_before || replaced.is_none() => LeftOver::Unsaved(grant, granted_at),
-            _ if file.bytes == new.trim_ascii_end() => LeftOver::Nothing,
             _ if is_half_written => LeftOver::Unsaved(grant, granted_at),
             Ok(token) if token.refresh_token() == grant.refresh_token() => LeftOver::Nothing,
             _ => LeftOver::Superseded(grant),
@@ -1837,8 +1833,13 @@ impl Journal {
             LeftOver::Superseded(grant) => {
                 let kept = write_rescue_file(&file.path, grant.to_json().as_bytes());
                 let kept = kept.ok_or_else(|| failed(ErrorKind::StorageFull.into()))?;
-                let what = "it is newer than the grant in its journal, which is now in";
+                fs::remove_file(&self.path).map_err(|e| {
+                    let _ = fs::remove_file(&kept);
+                    failed(e)
+                })?;
+                let what = "changed after an interrupted save; the unsaved grant is now in";
                 run.status(&format!("{what} {}", kept.display()));
+                return Ok(());
             }
             LeftOver::Unsaved(token, granted_at) => {
                 let document = token.to_json().into_bytes();
@@ -1854,7 +1855,7 @@ impl Journal {
                 return Ok(());
             }
         }
-        fs::remove_file(&self.path).map_err(|e| file_error("remove the journal of it", e, ""))
+        fs::remove_file(&self.path).map_err(|e| file_error("remove its journal", e, ""))
     }
 
     /// Puts one in its place with the whole document: to write over the only copy could tear it.
@@ -1870,7 +1871,10 @@ impl Journal {
 
     /// Replaces all that it holds, with a time if one is given, and waits for the disk.
     fn write(&self, text: &[u8], time: Option<SystemTime>) -> io::Result<()> {
-        self.handle.write_all_at(text, 0)?;
+        // In one piece with blanks over the rest, so that nothing follows but what it says.
+        let rest = usize::try_from(self.handle.metadata()?.len()).unwrap_or(0);
+        let blanks = vec![b' '; rest.saturating_sub(text.len())];
+        self.handle.write_all_at(&[text, &blanks].concat(), 0)?;
         self.handle.set_len(text.len() as u64)?;
         time.map_or(Ok(()), |time| self.handle.set_modified(time))?;
         self.handle.sync_all()
@@ -1985,9 +1989,8 @@ impl<'a> Save<'a> {
     fn rename(&self, journal: &Journal, document: &[u8]) -> Option<&'static str> {
         let (new, old) = (&journal.path, &self.file.path);
         let is_unchanged = || self.file.is_unchanged_at(old);
-        // What takes the file's name is the document alone, and for that moment only its time tells
-        // the next run what it replaces: it is newer than the file, by as little as the file system
-        // can tell, so that what somebody writes there from now on is newer still.
+        // What takes the file's name is the document alone: only its time tells the next run what it
+        // replaces. It is just newer than the file was, and what is written there now newer still.
         let before = self.file.metadata.modified().ok()?;
         let is_newer = |step| {
             let written = journal.write(document, before.checked_add(step));
@@ -2010,7 +2013,10 @@ impl<'a> Save<'a> {
             // If this fails, the next run finds that the journal is older than the file.
             let _ = fs::remove_file(new);
         } else {
-            let _ = os::exchange(new, old);
+            // And back, unless somebody else has written over ours by now.
+            if fs::read(old).is_ok_and(|now| now == document) {
+                let _ = os::exchange(new, old);
+            }
             return None;
         }
         let _ = journal.handle.set_modified(self.granted_at.unwrap_or_else(SystemTime::now));
@@ -2031,22 +2037,17 @@ impl<'a> Save<'a> {
         file.handle.write_all_at(&[document, &blanks].concat(), 0)?;
         file.handle.sync_all()?;
         self.granted_at.map_or(Ok(()), |time| file.handle.set_modified(time))?;
-        Ok(is_named(&file.handle, &file.path))
+        Ok(is_named(&file.handle, fs::metadata(&file.path)))
     }
 }
 
 impl Drop for Save<'_> {
     fn drop(&mut self) {
         self.journal.iter().for_each(Journal::remove);
-        let file = self.file;
-        if file.made && file.bytes.is_empty() && file.is_unchanged_at(&file.path) {
-            let _ = fs::remove_file(&file.path);
-        }
     }
 }
 
-/// Why a grant is in no token file (none: another program changed that meanwhile), and the journal
-/// that holds it, if one does.
+/// Why a grant is in no file (none: another program changed that), and the journal that has it.
 type NotSaved = (Option<io::Error>, Option<Journal>);
 
 /// Polls a lock until it is ours, within the time.
@@ -2079,9 +2080,9 @@ fn trimmed(text: &[u8]) -> &[u8] {
     &text[..end.map_or(0, |last| last + 1)]
 }
 
-/// Whether a name stands for an open file.
-fn is_named(handle: &File, path: &Path) -> bool {
-    let (Ok(own), Ok(named)) = (handle.metadata(), fs::metadata(path)) else { return false };
+/// Whether what a look at a name saw is an open file.
+fn is_named(handle: &File, named: io::Result<fs::Metadata>) -> bool {
+    let (Ok(own), Ok(named)) = (handle.metadata(), named) else { return false };
     (own.dev(), own.ino()) == (named.dev(), named.ino()) && named.nlink() > 0
 }
 
@@ -2099,9 +2100,8 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     synced.err().filter(is_failure).map_or(Ok(()), Err)
 }
 
-/// All bytes of a source, if there are at most `limit`.
+/// All bytes of a source, at most `limit`, with room from the start: to grow may be a system call.
 fn read_limited(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
-    // A document and the blanks behind it: to grow can be a system call.
     let mut bytes = Vec::with_capacity(RESERVE + 4096);
     source.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
@@ -2183,8 +2183,8 @@ fn check_stdout() -> io::Result<()> {
 /// Writes to stdout.
 fn print(bytes: &[u8]) -> io::Result<()> {
     let printed = stdout().and_then(|mut stdout| stdout.write_all(bytes));
-    printed
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot write to stdout: {}", describe(&e))))
+    let what = |e: &io::Error| format!("cannot write to stdout: {}", describe(e));
+    printed.map_err(|e| io::Error::new(e.kind(), what(&e)))
 }
 
 /// The descriptor itself: std's own `Stdout` passes over one that is not open for writing.
@@ -2229,8 +2229,9 @@ mod os {
     const STOPS: [c_int; 3] = [1, 2, 15];
     /// What `signal` takes and gives for a signal that is ignored.
     const IGNORE: usize = 1;
-    /// The last stop that was noted, or 0; and a bit for each that is noted and not obeyed.
+    /// The last stop that was noted, or 0.
     static NOTED: AtomicI32 = AtomicI32::new(0);
+    /// A bit for each stop that is noted and not obeyed.
     static HELD: AtomicI32 = AtomicI32::new(0);
 
     unsafe extern "C" {

@@ -272,6 +272,19 @@ fn room_that_was_made_in_the_file_stays_and_does_not_grow() {
 }
 
 #[test]
+fn a_grant_without_a_refresh_token_is_recovered_too() {
+    let before = r#"{"access_token":"AT-of-before"}"#;
+    let scenario = Scenario::strict().token(before);
+    let granted = json!({ "access_token": ITS_ACCESS_TOKEN });
+    let journal = format!("{granted}      \nreplaces:\n{before}");
+    fs::write(scenario.journal(), journal).expect("a journal");
+    let outcome = scenario.run(&["-g", "client_credentials", "--if-older-than", "1h"]);
+    outcome.assert_ok().assert_sent(0).assert_stdout(&format!("{ITS_ACCESS_TOKEN}\n"));
+    assert_eq!(scenario.member("access_token"), ITS_ACCESS_TOKEN);
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+}
+
+#[test]
 fn a_grant_for_a_file_with_several_names_is_recovered() {
     let scenario = left_over(2, 1, ITS_REFRESH_TOKEN);
     fs::hard_link(scenario.file(), scenario.dir.join("other.json")).expect("a hard link");
