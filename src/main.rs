@@ -115,6 +115,8 @@ const RESERVE: usize = 16 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an address is waited for before the next one gets its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How much newer than the file its journal is when it takes the file's name.
+const JUST_AFTER: Duration = Duration::from_millis(1);
 /// How often a lock that another run holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
@@ -385,11 +387,8 @@ impl Run<'_> {
         }
         self.retries += 1;
         let what = format!("{}, trying again", error.message);
-        if was_lost {
-            self.status(&what)
-        } else {
-            self.step(&what)
-        }
+        let tell = if was_lost { Self::status } else { Self::step };
+        tell(self, &what);
         thread::sleep(pause);
         Ok(())
     }
@@ -1625,13 +1624,10 @@ impl TokenFile {
             let journal = Journal::left_over(&file, run)?;
             file.bytes = file.read().map_err(|e| file_error("read it", e, ""))?;
             run.step("locked");
-            match journal {
-                None => return Ok(file),
-                // A dry run leaves it to a real one.
-                Some(_) if run.options.dry_run => return Ok(file),
-                // Then it is looked at again: its name may stand for the former journal.
-                Some(journal) => journal.finish(&file, run)?,
-            }
+            // A dry run leaves it to a real one.
+            let Some(journal) = journal.filter(|_| !run.options.dry_run) else { return Ok(file) };
+            // Then it is looked at again: its name may stand for the former journal.
+            journal.finish(&file, run)?;
         }
     }
 
@@ -1792,14 +1788,15 @@ impl Journal {
         let replaced = mark.map(|at| trimmed(&bytes[at + REPLACES.len()..]));
         let reply = reply_json(&bytes[..mark.unwrap_or(bytes.len())]);
         // Other grants may bring no refresh token.
-        let token =
-            if options.grant_type == REFRESH_TOKEN { REFRESH_TOKEN } else { "access_token" };
-        let reply = reply.filter(|reply| reply.get(token).is_some_and(is_token));
+        let name = if options.grant_type == REFRESH_TOKEN { REFRESH_TOKEN } else { "access_token" };
+        let reply = reply.filter(|reply| reply.get(name).is_some_and(is_token));
         let Some(Value::Object(members)) = reply else { return Ok(LeftOver::Nothing) };
         let grant = Token { members };
         let granted_at = self.handle.metadata()?.modified()?;
         // One that this run has made is no login.
         let is_older = !file.made && file.metadata.modified().is_ok_and(|time| time >= granted_at);
+        // One that was killed right after the swap leaves what the file held before.
+        let is_swapped = file.metadata.modified().ok() == granted_at.checked_add(JUST_AFTER);
         // One that was edited with the refresh token of before is no new login.
         let before = replaced.and_then(refresh_token_in);
         let is_as_before = replaced.map_or(!is_older, |replaced| {
@@ -1811,6 +1808,7 @@ impl Journal {
         let is_half_written = !file.bytes.is_empty()
             && file.bytes.iter().enumerate().all(|(i, b)| *b == at(&new, i) || *b == at(old, i));
         Ok(match Token::parse(&file.bytes, options) {
+            _ if replaced.is_none() && is_swapped => LeftOver::Nothing,
             _ if file.bytes == new.trim_ascii_end() => LeftOver::Nothing,
             // It may be the bare reply.
             Ok(mut token) if is_as_before => {
@@ -2000,7 +1998,7 @@ impl<'a> Save<'a> {
         let is_ready = self.can_rename
             && journal.is_ours()
             && is_unchanged()
-            && (is_newer(Duration::from_millis(1)) || is_newer(Duration::from_secs(2)))
+            && (is_newer(JUST_AFTER) || is_newer(Duration::from_secs(2)))
             && !os::has_attributes(&journal.handle)
             && is_unchanged();
         if !is_ready {

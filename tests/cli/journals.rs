@@ -109,6 +109,18 @@ fn a_token_three_hours_old_is_not_fresh_when_it_is_recovered() {
     scenario.assert_in_step();
 }
 
+#[test]
+fn what_the_file_held_before_a_swap_is_no_grant() {
+    // Killed between the swap and the removal: the file is just newer.
+    let scenario = left_over(1, 2, REFRESH_TOKEN);
+    let swapped = fs::metadata(scenario.journal()).and_then(|it| it.modified()).expect("its time");
+    let file = fs::File::options().write(true).open(scenario.file()).expect("the file");
+    file.set_modified(swapped + Duration::from_millis(1)).expect("to set its time");
+    scenario.run(&[]).assert_ok().assert_sent(1).assert_says_not("rescued");
+    scenario.assert_in_step();
+    assert_eq!(scenario.dir.names(), [TOKEN_FILE]);
+}
+
 // ---- Alive ----
 
 #[test]
