@@ -48,7 +48,10 @@ fn assert_saved(scenario: &Scenario, outcome: &Outcome, sent: usize) {
 fn a_lost_answer_is_asked_for_again() {
     for loss in losses() {
         let scenario = Scenario::scripted([loss, grant()]);
-        assert_saved(&scenario, &scenario.run(&[]), 2);
+        let outcome = scenario.run(&[]);
+        assert_saved(&scenario, &outcome, 2);
+        // Who stops it from here on knows what may have been lost.
+        outcome.assert_says("may have used the refresh token, trying again");
     }
 }
 

@@ -515,11 +515,31 @@ fn a_token_file_is_not_made_where_that_cannot_be() {
     let url = "force://an-id::an-sfdx-rt@x.test";
     let missing = scenario.command().arg("missing/token.json").env("SFDX_AUTH_URL", url).run();
     missing.assert_failed_unsent(1);
+    std::os::unix::fs::symlink("nowhere", scenario.dir.join("dangling")).expect("a symlink");
+    let dangling = scenario.command().arg("dangling").env("SFDX_AUTH_URL", url).run();
+    dangling.assert_failed_unsent(1);
+    fs::create_dir(scenario.dir.join(".new.json.sf-refresh")).expect("a folder");
+    let no_journal = scenario.command().arg("new.json").env("SFDX_AUTH_URL", url).run();
+    no_journal.assert_failed_unsent(1).assert_says("journal");
     if !is_root("a folder of another user") {
         return;
     }
-    let closed = scenario.command().arg("new.json").env("SFDX_AUTH_URL", url).user(NOBODY);
+    let closed = scenario.command().arg("closed.json").env("SFDX_AUTH_URL", url).user(NOBODY);
     closed.run().assert_failed_unsent(1).assert_says("permission denied");
+}
+
+#[test]
+fn a_token_file_that_is_made_is_locked_between_two_tries_too() {
+    let busy = Reply::html(503).header("Retry-After", "1");
+    let scenario = Scenario::scripted([busy, Reply::grant("AT-new-one", Some("RT-new-one"))]);
+    fs::remove_file(scenario.file()).expect("to remove the file");
+    let run = scenario.command().args(["-v", TOKEN_FILE]);
+    let mut run = run.env("SFDX_AUTH_URL", "force://an-id::an-sfdx-rt@x.test").start();
+    run.wait_for("trying again");
+    let file = fs::File::open(scenario.file()).expect("the file");
+    assert!(file.try_lock().is_err(), "it is not locked");
+    run.wait().assert_ok().assert_sent(2);
+    assert_eq!(scenario.member("refresh_token"), "RT-new-one");
 }
 
 #[test]
