@@ -631,7 +631,9 @@ fn parsed<T>(from: &mut lexopt::Parser, option: &str, parse: Parse<T>) -> Result
 /// What the file of an option holds, less one newline at its end; `-` is stdin. Its name is not
 /// told, for it may be the secret itself.
 fn read_option(path: &str, option: &str) -> Result<Secret, Error> {
-    let hint = format!("{option} takes the name of a file, not what is in it");
+    let sf = "; sf org auth show-sfdx-auth-url --json prints that";
+    let sf = if option == "--sfdx-url-file" { sf } else { "" };
+    let hint = format!("{option} takes the name of a file, not what is in it{sf}");
     let bad = |what: &str| usage(format!("the file of {option} {what}"), &hint);
     let bytes = match path {
         "-" => read_limited(io::stdin().lock(), MAX_DOCUMENT),
