@@ -48,9 +48,10 @@ use ureq::{Agent, Proxy, SendBody};
 /// What `--help` prints; README and man page are held to it by tests.
 const HELP: &str = "\
 Usage: sf-refresh [OPTIONS] FILE...
-       sf-refresh [OPTIONS] -   token JSON on stdin, the renewed JSON on stdout
+       sf-refresh [OPTIONS] -
 
 Renew the OAuth2 access token in a JSON file, in place, and print it.
+With - the JSON comes from stdin, and the renewed JSON goes to stdout.
 
 Options:
   -i, --client-id ID            the app's consumer key (or SF_CLIENT_ID)
@@ -106,7 +107,6 @@ const TOKENS: [&str; 3] = ["access_token", REFRESH_TOKEN, "id_token"];
 /// The token endpoints of Salesforce.
 const PRODUCTION: &str = "https://login.salesforce.com/services/oauth2/token";
 const SANDBOX: &str = "https://test.salesforce.com/services/oauth2/token";
-
 /// The largest token file, secret file and reply, in bytes.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
 /// Room that a reply may need beyond the old document, in bytes.
