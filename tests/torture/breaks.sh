@@ -9,6 +9,8 @@ set +e
 cd "$root" || exit 1
 copy=$work/copy
 mkdir "$copy"
+# Another user runs the program too.
+chmod 755 "$work"
 build stand_in
 export STAND_IN=$stand_in
 
