@@ -1855,7 +1855,8 @@ impl Journal {
                 return Ok(());
             }
         }
-        fs::remove_file(&self.path).map_err(|e| file_error("remove its journal", e, ""))
+        let hint = "remove it: the token file has what it holds";
+        fs::remove_file(&self.path).map_err(|e| file_error("remove its journal", e, hint))
     }
 
     /// Puts one in its place with the whole document: to write over the only copy could tear it.

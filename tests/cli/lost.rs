@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustls::version::{TLS12, TLS13};
 
-use crate::harness::{Outcome, Scenario, TOKEN_FILE};
+use crate::harness::{Outcome, Running, Scenario, TOKEN_FILE};
 use crate::server::{Config, Framing, OAuth, Reply, Tls, certificate_path};
 
 const MAY_HAVE_USED: &str = "the server may have used the refresh token";
@@ -53,6 +53,27 @@ fn a_lost_answer_is_asked_for_again() {
         // Who stops it from here on knows what may have been lost.
         outcome.assert_says("may have used the refresh token, trying again");
     }
+}
+
+#[test]
+fn a_grant_settles_the_answer_that_was_lost_before_it() {
+    let rotated = Reply::json(200, r#"{"refresh_token":"RT-new-one"}"#);
+    let scenario = Scenario::scripted([Reply::drop_before_reply(), rotated]);
+    let outcome = scenario.run(&[]);
+    outcome.assert_status(5).assert_sent(2).assert_says_not("an answer was lost");
+    assert_eq!(scenario.member("refresh_token"), "RT-new-one");
+}
+
+#[test]
+fn a_file_that_is_spoilt_after_a_lost_answer_is_not_said_to_be_all() {
+    let scenario = Scenario::scripted([Reply::drop_before_reply()]);
+    let run = scenario.command().arg(TOKEN_FILE);
+    let spoil = |_: &mut Running<'_>| {
+        std::fs::write(scenario.file(), "no token").expect("to write");
+    };
+    let outcome = scenario.while_thinking(1, run, spoil);
+    // Status 1 would say that nothing was sent.
+    outcome.assert_status(4).assert_sent(1).assert_says("an answer was lost");
 }
 
 #[test]
